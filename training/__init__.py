@@ -1,0 +1,1 @@
+"""Everything that makes the models in `data/models/`: grammar, tokenizer, training, evaluation."""
