@@ -1,0 +1,289 @@
+"""The engine: requests go in by `add_request`, each `step` moves all of them, outputs come back.
+
+A step is three calls: the scheduler picks the batch, the executor computes it, the scheduler books
+the result. Around them this module turns prompts into tokens, joins the `n` completions of a
+prompt, and hands each completion's tokens to the detokenizer.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from course_lib.engine.batch import Executor, ScheduledBatch, StepResult
+from course_lib.engine.block_pool import BlockPool
+from course_lib.engine.config import EngineConfig, resolve
+from course_lib.engine.detokenizer import CompletionBuilder, with_decoded_tokens
+from course_lib.engine.outputs import LogprobsAtPosition, RequestOutput
+from course_lib.engine.request import Request, RequestStatus
+from course_lib.engine.runner import ModelRunner
+from course_lib.engine.sampling_params import RequestOutputKind, SamplingParams
+from course_lib.engine.scheduler import Scheduler
+from course_lib.model.attention import AttentionBackend, FunctionAttention, TorchAttention
+from course_lib.model.config import ModelConfig, read_json
+from course_lib.model.decoder import Decoder
+from course_lib.model.tokenizer import Tokenizer
+from course_lib.model.weights import load_weights
+
+#: A prompt as a caller may give it: text, token ids, or a dict with `prompt` or
+#: `prompt_token_ids`, and optionally `cache_salt`.
+Prompt = str | Sequence[int] | dict[str, Any]
+
+
+@dataclass
+class _Group:
+    """A prompt and its `n` completions, which the scheduler sees as requests of their own."""
+
+    request_id: str
+    prompt: str | None
+    params: SamplingParams
+    requests: list[Request]
+    completions: list[CompletionBuilder]
+    prompt_logprobs: list[LogprobsAtPosition | None] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return all(completion.finish_reason is not None for completion in self.completions)
+
+
+class LLMEngine:
+    """A serving engine on one device.
+
+    Args:
+        config: vLLM's engine arguments.
+        scheduler: class of the scheduler, see `course_lib.engine.scheduler`.
+        block_pool: class of the block pool, see `course_lib.engine.block_pool`.
+        paged_attention: a function with the contract of `kernels.paged_attention`; by default the
+            backend that suits the device.
+        clock: returns seconds.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        scheduler: Callable[..., Scheduler] = Scheduler,
+        block_pool: Callable[..., BlockPool] = BlockPool,
+        paged_attention: Callable[..., torch.Tensor] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.model_config = ModelConfig.from_pretrained(config.model)
+        resolved = resolve(config, self.model_config)
+        self.device, self.dtype = resolved.device, resolved.dtype
+        self.max_model_len = resolved.max_model_len
+        self.block_pool = block_pool(
+            resolved.num_blocks,
+            config.block_size,
+            enable_prefix_caching=config.enable_prefix_caching,
+        )
+        self.scheduler = scheduler(
+            self.block_pool,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=self.max_model_len,
+            clock=clock,
+        )
+        has_tokenizer = (Path(config.model) / "tokenizer.json").exists()
+        self.tokenizer = Tokenizer(config.model) if has_tokenizer else None
+        self.eos_token_ids = _eos_token_ids(Path(config.model), self.tokenizer)
+
+        decoder = Decoder(self.model_config, self.max_model_len, self.dtype, self.device)
+        load_weights(decoder, self.model_config, config.model)
+        self.attention: AttentionBackend = (
+            TorchAttention(self.device)
+            if paged_attention is None
+            else FunctionAttention(paged_attention, self.device)
+        )
+        self.executor: Executor = ModelRunner(
+            decoder, self.attention, resolved.num_blocks, config.block_size
+        )
+        self._groups: dict[str, _Group] = {}
+        self._completions: dict[str, tuple[_Group, CompletionBuilder]] = {}
+        self._seeds = random.Random(config.seed)
+
+    @property
+    def kv_cache_tokens(self) -> int:
+        """Capacity of the KV cache."""
+        return (self.block_pool.num_blocks - 1) * self.block_pool.block_size
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        arrival_time: float | None = None,
+        priority: int = 0,
+    ) -> None:
+        """Queue a prompt.
+
+        Args:
+            request_id: unique among unfinished requests.
+            prompt: text, token ids, or `{"prompt": ...}` / `{"prompt_token_ids": ...}`.
+            params: options; vLLM's defaults if absent.
+            arrival_time: on the engine's clock; now if absent.
+            priority: smaller is served first.
+
+        Raises:
+            ValueError: the prompt or an option can never be served; nothing was queued.
+        """
+        if request_id in self._groups:
+            raise ValueError(f"request id {request_id!r} is in use; give each request its own")
+        params = params or SamplingParams()
+        text, token_ids, cache_salt = self._parse_prompt(prompt)
+        self._check_tokens(token_ids, params)
+        seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
+        requests = [
+            Request(
+                request_id if params.n == 1 else f"{index}_{request_id}",
+                token_ids,
+                params,
+                arrival_time=self.clock() if arrival_time is None else arrival_time,
+                priority=priority,
+                eos_token_ids=self.eos_token_ids,
+                seed=seed + index,
+                cache_salt=cache_salt,
+            )
+            for index in range(params.n)
+        ]
+        for request in requests:  # the first one raises if any does: they are of one length
+            self.scheduler.add_request(request)
+        completions = [CompletionBuilder(params, self.tokenizer, i) for i in range(params.n)]
+        group = _Group(request_id, text, params, requests, completions)
+        if params.prompt_logprobs is not None:
+            group.prompt_logprobs = [None] * len(token_ids)
+        self._groups[request_id] = group
+        for request, completion in zip(requests, completions, strict=True):
+            self._completions[request.request_id] = (group, completion)
+
+    def step(self) -> list[RequestOutput]:
+        """Compute one batch. Returns the outputs of requests that got tokens."""
+        batch = self.scheduler.schedule()
+        result = self.executor.execute(batch)
+        outputs = self.scheduler.update(batch, result)
+        index_of = {entry.request.request_id: i for i, entry in enumerate(batch.scheduled)}
+        self._collect_prompt_logprobs(batch, result)
+        touched: dict[str, _Group] = {}
+        for output in outputs:
+            group, completion = self._completions[output.request_id]
+            new = output.outputs[0]
+            logprobs = result.logprobs[index_of[output.request_id]] if result.logprobs else []
+            stopped = completion.push(new.token_ids, logprobs, new.finish_reason, new.stop_reason)
+            if stopped:
+                request = group.requests[completion.index]
+                self.scheduler.finish(request, RequestStatus.STOPPED, str(completion.stop_reason))
+            if completion.finish_reason is not None:
+                del self._completions[output.request_id]
+            touched[group.request_id] = group
+        return self._outputs(touched.values())
+
+    def _outputs(self, groups: Iterable[_Group]) -> list[RequestOutput]:
+        outputs = []
+        for group in groups:
+            if group.finished:
+                del self._groups[group.request_id]
+            elif group.params.output_kind is RequestOutputKind.FINAL_ONLY:
+                continue
+            outputs.append(self._output(group))
+        return outputs
+
+    def _output(self, group: _Group) -> RequestOutput:
+        first = group.requests[0]
+        return RequestOutput(
+            request_id=group.request_id,
+            prompt=group.prompt,
+            prompt_token_ids=first.prompt_token_ids,
+            outputs=[c.output(group.params.output_kind) for c in group.completions],
+            finished=group.finished,
+            metrics=first.metrics,
+            num_cached_tokens=first.num_cached_tokens,
+            prompt_logprobs=group.prompt_logprobs or None,
+        )
+
+    def _collect_prompt_logprobs(self, batch: ScheduledBatch, result: StepResult) -> None:
+        for entry, logprobs in zip(batch.scheduled, result.prompt_logprobs, strict=False):
+            if logprobs and entry.request.request_id in self._completions:
+                group, _ = self._completions[entry.request.request_id]
+                for position, entries in enumerate(logprobs, start=entry.start + 1):
+                    group.prompt_logprobs[position] = with_decoded_tokens(entries, self.tokenizer)
+
+    def abort_request(self, request_ids: str | Iterable[str]) -> None:
+        """End requests now and free their blocks; unknown or finished ids are ignored."""
+        for request_id in [request_ids] if isinstance(request_ids, str) else list(request_ids):
+            group = self._groups.pop(request_id, None)
+            if group is None:
+                continue
+            for request in group.requests:
+                self.scheduler.finish(request, RequestStatus.ABORTED)
+                self._completions.pop(request.request_id, None)
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether another step has something to do."""
+        return bool(self._groups)
+
+    def get_num_unfinished_requests(self) -> int:
+        """How many prompts are waiting or running."""
+        return len(self._groups)
+
+    def _parse_prompt(self, prompt: Prompt) -> tuple[str | None, list[int], str | None]:
+        """Text if there is any, token ids, cache salt."""
+        cache_salt = None
+        if isinstance(prompt, dict):
+            unknown = set(prompt) - {"prompt", "prompt_token_ids", "cache_salt"}
+            if unknown or not ("prompt" in prompt or "prompt_token_ids" in prompt):
+                raise ValueError(
+                    "a prompt given as a dict must have 'prompt' or 'prompt_token_ids', and may "
+                    f"have 'cache_salt'; got {sorted(map(str, prompt))}"
+                )
+            cache_salt = prompt.get("cache_salt")
+            if "prompt_token_ids" in prompt:
+                return prompt.get("prompt"), list(prompt["prompt_token_ids"]), cache_salt
+            text = prompt["prompt"]
+        elif isinstance(prompt, str):
+            text = prompt
+        else:
+            return None, list(prompt), cache_salt
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{self.config.model} has no tokenizer.json, so text cannot be read; "
+                "give {'prompt_token_ids': [...]}"
+            )
+        return text, self.tokenizer.encode(text), cache_salt
+
+    def _check_tokens(self, token_ids: list[int], params: SamplingParams) -> None:
+        vocab_size = self.model_config.vocab_size
+        for name, tokens in (
+            ("the prompt", token_ids),
+            ("stop_token_ids", params.stop_token_ids or ()),
+            ("logit_bias", params.logit_bias or ()),
+        ):
+            for token in tokens:
+                if not isinstance(token, int) or not 0 <= token < vocab_size:
+                    raise ValueError(
+                        f"{name} has the token {token!r}; expected integers from 0 to "
+                        f"{vocab_size - 1}, the vocabulary of the model"
+                    )
+        if params.stop_strings and self.tokenizer is None:
+            raise ValueError(
+                f"stop strings need a tokenizer, and {self.config.model} has no tokenizer.json; "
+                "use stop_token_ids"
+            )
+
+
+def _eos_token_ids(directory: Path, tokenizer: Tokenizer | None) -> frozenset[int]:
+    """End-of-sequence tokens of the generation config, else the config, and of the tokenizer."""
+    eos: int | list[int] | None = None
+    if (directory / "generation_config.json").exists():
+        eos = read_json(directory / "generation_config.json").get("eos_token_id")
+    if eos is None:
+        eos = read_json(directory / "config.json").get("eos_token_id")
+    ids = {eos} if isinstance(eos, int) else set(eos or ())
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return frozenset(ids)

@@ -1,0 +1,159 @@
+"""From logits to tokens: vLLM's sampling options, for a whole batch at once.
+
+The order is vLLM's: logprobs are read from the raw logits; then `min_tokens`, `logit_bias` and
+penalties change the logits; then greedy requests take the largest, and the others divide by the
+temperature, drop tokens by `min_p`, `top_k`, `top_p`, and draw.
+
+A draw inverts the cumulative distribution at one uniform number that depends only on the request's
+seed and on how many tokens it has. So a request's tokens do not depend on its company, and a
+preempted request needs no state to go on.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from course_lib.engine.outputs import Logprob, LogprobsAtPosition
+from course_lib.engine.request import Request
+
+
+def uniform(seed: int, index: int) -> float:
+    """A number in [0, 1) that is random in both arguments: SplitMix64 (Steele et al., 2014)."""
+    mask = (1 << 64) - 1
+    state = _mix((seed & mask) ^ _mix((index * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & mask))
+    return (state >> 12) / (1 << 52)
+
+
+def _mix(z: int) -> int:
+    mask = (1 << 64) - 1
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def sample(
+    logits: torch.Tensor, requests: Sequence[Request]
+) -> tuple[list[int], list[list[LogprobsAtPosition]]]:
+    """The next token of each request.
+
+    Args:
+        logits: `[num_requests, vocab_size]` float32; changed in place.
+        requests: what the rows belong to.
+
+    Returns:
+        One token a request, and for each a list with its logprobs if it asked for them.
+    """
+    params = [request.sampling_params for request in requests]
+    wants_logprobs = any(p.logprobs is not None for p in params)
+    raw = logits.log_softmax(dim=-1) if wants_logprobs else None
+    _adjust(logits, requests)
+    greedy = logits.argmax(dim=-1)
+    if all(p.greedy for p in params):
+        tokens = greedy
+    else:
+        rows = [row for row, p in enumerate(params) if not p.greedy]
+        drawn = _draw(logits[rows], [requests[row] for row in rows])
+        tokens = greedy.index_copy(0, torch.tensor(rows, device=logits.device), drawn)
+    logprobs: list[list[LogprobsAtPosition]] = [[] for _ in requests]
+    if raw is not None:
+        for row, p in enumerate(params):
+            if p.logprobs is not None:
+                here = slice(row, row + 1)
+                logprobs[row] = gather_logprobs(raw[here], tokens[here], p.logprobs)
+    return tokens.tolist(), logprobs
+
+
+def gather_logprobs(
+    logprobs: torch.Tensor, chosen: torch.Tensor, num_top: int
+) -> list[LogprobsAtPosition]:
+    """The chosen token and the likeliest ones at each position.
+
+    Args:
+        logprobs: `[n, vocab_size]`.
+        chosen: `[n]` int64.
+        num_top: how many likeliest tokens to report.
+    """
+    top_values, top_tokens = logprobs.topk(min(num_top, logprobs.shape[-1]), dim=-1)
+    chosen_values = logprobs.gather(1, chosen[:, None])
+    ranks = (logprobs > chosen_values).sum(dim=-1) + 1
+    positions = []
+    for token, value, rank, tokens, values in zip(
+        chosen.tolist(),
+        chosen_values[:, 0].tolist(),
+        ranks.tolist(),
+        top_tokens.tolist(),
+        top_values.tolist(),
+        strict=True,
+    ):
+        entry = {token: Logprob(value, rank)}
+        for top_rank, (t, v) in enumerate(zip(tokens, values, strict=True), start=1):
+            entry.setdefault(t, Logprob(v, top_rank))
+        positions.append(entry)
+    return positions
+
+
+def _adjust(logits: torch.Tensor, requests: Sequence[Request]) -> None:
+    """Options that change logits whatever the temperature; in place, row by row where used."""
+    for row, request in enumerate(requests):
+        p = request.sampling_params
+        if request.num_output_tokens < p.min_tokens:
+            stops = set(p.stop_token_ids or ())
+            if not p.ignore_eos:
+                stops |= request.eos_token_ids
+            logits[row, list(stops)] = float("-inf")
+        if p.logit_bias:
+            bias = torch.tensor(list(p.logit_bias.values()), device=logits.device)
+            logits[row, list(p.logit_bias)] += bias
+        if p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty:
+            _penalise(logits[row], request)
+
+
+def _penalise(logits: torch.Tensor, request: Request) -> None:
+    p = request.sampling_params
+    vocab_size = logits.shape[-1]
+    output = torch.tensor(request.output_token_ids, dtype=torch.int64, device=logits.device)
+    counts = torch.bincount(output, minlength=vocab_size)
+    if p.repetition_penalty != 1:
+        seen = counts > 0
+        seen[request.prompt_token_ids] = True
+        penalised = torch.where(
+            logits > 0, logits / p.repetition_penalty, logits * p.repetition_penalty
+        )
+        logits.copy_(torch.where(seen, penalised, logits))
+    logits -= p.frequency_penalty * counts + p.presence_penalty * (counts > 0)
+
+
+def _draw(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
+    """One token for each row, `[n]` int64."""
+    params = [request.sampling_params for request in requests]
+
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
+
+    logits = logits / column([p.temperature for p in params])
+    if any(p.min_p > 0 for p in params):
+        # p < min_p * p_max, in logarithms so that it needs no softmax.
+        threshold = logits.amax(dim=-1, keepdim=True) + column([p.min_p for p in params]).log()
+        logits = logits.masked_fill(logits < threshold, float("-inf"))
+    if any(p.top_k > 0 or p.top_p < 1 for p in params):
+        vocab_size = logits.shape[-1]
+        top_k = column([p.top_k if p.top_k > 0 else vocab_size for p in params])
+        logits = _keep_top(logits, top_k, column([p.top_p for p in params]))
+    cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    draws = [uniform(request.seed, request.num_output_tokens) for request in requests]
+    points = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None]
+    return torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)[:, 0]
+
+
+def _keep_top(logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Drop what `top_k` leaves out, then what `top_p` does; `[n, vocab_size]` and `[n, 1]` twice.
+
+    Nucleus sampling (Holtzman et al., 2020): a token stays while those before it have less than
+    `top_p` of the probability, so the likeliest always stays.
+    """
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    ranks = torch.arange(logits.shape[-1], device=logits.device)
+    ordered = ordered.masked_fill(ranks >= top_k, float("-inf"))
+    probs = ordered.softmax(dim=-1)
+    ordered = ordered.masked_fill(probs.cumsum(dim=-1) - probs >= top_p, float("-inf"))
+    return torch.empty_like(logits).scatter_(-1, order, ordered)

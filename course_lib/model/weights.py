@@ -1,0 +1,134 @@
+"""What a checkpoint holds: safetensors files into the decoder's parameters.
+
+`load_weights` first compares every tensor's name and shape with what the config implies, reading
+only file headers, and then copies. So a checkpoint that is truncated, incomplete or of another
+shape fails in a moment, with a sentence that names the file, the tensor and the expectation.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from course_lib.model.config import CheckpointError, ModelConfig, read_json
+
+INDEX_FILE = "model.safetensors.index.json"
+
+
+#: Checkpoint tensors that the decoder stores as the rows of one fused parameter, in this order.
+_FUSED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+
+
+def load_weights(decoder: nn.Module, config: ModelConfig, directory: str | Path) -> None:
+    """Fill the decoder's parameters from the safetensors files of a checkpoint.
+
+    Raises:
+        CheckpointError: a file or tensor is missing, damaged, superfluous or of a wrong shape.
+    """
+    directory = Path(directory)
+    shapes = config.tensor_shapes()
+    files = _locate(directory)
+    _check(shapes, files, config, directory)
+    targets = _targets(decoder)
+    for path in sorted(set(files.values())):
+        with _opened(path) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
+                if name in shapes:
+                    targets[name].copy_(tensors.get_tensor(name))
+
+
+def _targets(decoder: nn.Module) -> dict[str, torch.Tensor]:
+    """Checkpoint name -> the parameter, or the rows of a fused one, that it goes into."""
+    targets: dict[str, torch.Tensor] = {}
+    for name, parameter in decoder.named_parameters():
+        stem, _, kind = name.rpartition(".")
+        parent, _, leaf = stem.rpartition(".")
+        if leaf not in _FUSED:
+            targets[name] = parameter.data
+            continue
+        sizes = decoder.get_submodule(stem).row_sizes
+        for part, rows in zip(_FUSED[leaf], parameter.data.split(sizes), strict=True):
+            targets[f"{parent}.{part}.{kind}"] = rows
+    return targets
+
+
+def _locate(directory: Path) -> dict[str, Path]:
+    """Tensor name -> the file that holds it, by the index of a sharded checkpoint or the file."""
+    if (directory / INDEX_FILE).exists():
+        weight_map = read_json(directory / INDEX_FILE).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"{directory / INDEX_FILE} has no 'weight_map'")
+        return {name: directory / file for name, file in weight_map.items()}
+    path = directory / "model.safetensors"
+    if not path.exists():
+        raise CheckpointError(
+            f"{directory} holds neither model.safetensors nor {INDEX_FILE}; "
+            "expected safetensors weights"
+        )
+    with _opened(path) as tensors:
+        return dict.fromkeys(tensors.keys(), path)
+
+
+def _check(
+    shapes: dict[str, tuple[int, ...]],
+    files: dict[str, Path],
+    config: ModelConfig,
+    directory: Path,
+) -> None:
+    for name, shape in shapes.items():
+        if name not in files:
+            raise CheckpointError(
+                f"{directory} lacks the tensor {name}; expected shape {list(shape)}"
+            )
+    for path in sorted(set(files.values())):
+        with _opened(path) as tensors:
+            present = set(tensors.keys())
+            for name in (n for n, file in files.items() if file == path):
+                if name not in present:
+                    raise CheckpointError(f"{path} lacks the tensor {name} that the index promises")
+                if name in shapes:
+                    _check_tensor(path, name, tensors.get_slice(name), shapes[name])
+                elif not _harmless(name, config):
+                    raise CheckpointError(
+                        f"{path} holds an unexpected tensor {name}; config.json describes a "
+                        f"{config.architecture} without it"
+                    )
+
+
+def _check_tensor(path: Path, name: str, tensor: Any, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.get_shape()) != shape:
+        raise CheckpointError(
+            f"{path}: tensor {name} has shape {list(tensor.get_shape())}, expected {list(shape)} "
+            "from config.json"
+        )
+    if tensor.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+        raise CheckpointError(
+            f"{path}: tensor {name} has dtype {tensor.get_dtype()}, expected a floating type"
+        )
+
+
+def _harmless(name: str, config: ModelConfig) -> bool:
+    """Tensors that some exporters add and that change nothing."""
+    tied_head = config.tie_word_embeddings and name == "lm_head.weight"
+    return tied_head or name.endswith("rotary_emb.inv_freq")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist, but {INDEX_FILE} names it")
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or truncated ({error}); expected a complete safetensors file, "
+            "so download or copy it again"
+        ) from None
