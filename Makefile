@@ -4,7 +4,10 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FIRST_NOTEBOOK := labs/00_start_here.ipynb
 JUPYTER_ARGS ?=
+# Jupyter asks for this word where the user is root, as in a container.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 300
@@ -35,7 +38,7 @@ setup: $(STAMP)
 
 lab: $(STAMP)
 	@$(BIN)/course chat "Where is my order A-1842?"
-	@$(BIN)/jupyter lab labs/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(JUPYTER_ARGS)
+	@$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/$(FIRST_NOTEBOOK) $(AS_ROOT) $(JUPYTER_ARGS)
 
 test: check
 	$(PYTEST) $(NOTEBOOKS) tests solutions labs
@@ -46,7 +49,7 @@ test-fast: check
 check: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 format: $(STAMP)

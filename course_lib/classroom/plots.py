@@ -20,7 +20,7 @@ from course_lib.engine.request import RequestMetrics
 COLORS = {"queue": "#999999", "prefill": "#0072B2", "decode": "#E69F00", "accent": "#D55E00"}
 
 STYLE: dict[Any, Any] = {
-    "figure.dpi": 110,
+    "figure.dpi": 100,
     "figure.constrained_layout.use": True,
     "font.size": 10,
     "axes.titlesize": 12,
@@ -106,7 +106,7 @@ def _figure(rows: int, height_ratios: list[float]) -> Iterator[tuple[Figure, lis
     """A figure of panels under each other on one x axis, closed so that it is shown once."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            rows, 1, sharex=True, figsize=(8.5, 4.4), height_ratios=height_ratios
+            rows, 1, sharex=True, figsize=(8.4, 4.4), height_ratios=height_ratios
         )
         yield figure, list(axes)
         plt.close(figure)
