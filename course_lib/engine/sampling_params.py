@@ -5,9 +5,11 @@ that other people's requests share. How the values act on logits is in `sampler`
 """
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from numbers import Integral, Real
 from typing import Any
 
 #: Below this temperature sampling is greedy, as in vLLM.
@@ -76,44 +78,51 @@ class SamplingParams:
     stop_strings: list[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+        for name in ("ignore_eos", "detokenize", "skip_special_tokens"):
+            self._check_type(name, bool, "True or False")
+        self._check_type("include_stop_str_in_output", bool, "True or False")
+        self._check_type("output_kind", RequestOutputKind, "a RequestOutputKind")
+        self._check_numbers()
+        stop = [self.stop] if isinstance(self.stop, str) else _entries("stop", self.stop)
         _require(all(isinstance(s, str) and s for s in stop), "stop", "non-empty strings", stop)
-        _require(
-            self.detokenize or not stop, "stop", "empty when detokenize is False, since it", stop
-        )
+        if stop and not self.detokenize:
+            raise ValueError(f"stop needs detokenize=True, as it looks at the text; got {stop!r}")
         self.stop_strings = stop
-        self.stop_token_ids = list(self.stop_token_ids or [])
-        self.logit_bias = {int(token): bias for token, bias in (self.logit_bias or {}).items()}
-        self._check_ranges()
+        stop_token_ids = _entries("stop_token_ids", self.stop_token_ids)
+        self.stop_token_ids = [_integer("stop_token_ids", token, 0) for token in stop_token_ids]
+        self._check_type("logit_bias", Mapping | None, "a dict of token ids and numbers")
+        self.logit_bias = {
+            _token_id(token): _number(f"logit_bias[{token!r}]", bias, -100.0, 100.0)
+            for token, bias in (self.logit_bias or {}).items()
+        }
         if self.greedy:
             _require(self.n == 1, "n", "1 when temperature is 0: greedy replies are equal", self.n)
 
-    def _check_ranges(self) -> None:
-        _check_int("n", self.n, 1)
-        for name in ("presence_penalty", "frequency_penalty"):
-            _check_number(name, getattr(self, name), -2.0, 2.0)
-        _check_number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
-        _check_number("temperature", self.temperature, 0.0, math.inf)
-        _check_number("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _check_int("top_k", self.top_k, -1)
-        _check_number("min_p", self.min_p, 0.0, 1.0)
-        if self.seed is not None:
-            _check_int("seed", self.seed, -(2**63))
-        if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1)
-        _check_int("min_tokens", self.min_tokens, 0)
+    def _check_type(self, name: str, kind: Any, expected: str) -> None:
+        value = getattr(self, name)
+        _require(isinstance(value, kind), name, expected, value)
+
+    def _check_numbers(self) -> None:
+        """Ranges; numpy's numbers become Python's."""
+        self.n = _integer("n", self.n, 1)
+        self.presence_penalty = _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        self.frequency_penalty = _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        self.repetition_penalty = _number(
+            "repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True
+        )
+        self.temperature = _number("temperature", self.temperature, 0.0, math.inf)
+        self.top_p = _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        self.top_k = _integer("top_k", self.top_k, -1)
+        self.min_p = _number("min_p", self.min_p, 0.0, 1.0)
+        self.min_tokens = _integer("min_tokens", self.min_tokens, 0)
+        optional = {"seed": -(2**63), "max_tokens": 1, "logprobs": 0, "prompt_logprobs": 0}
+        for name, low in optional.items():
+            if getattr(self, name) is not None:
+                setattr(self, name, _integer(name, getattr(self, name), low))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(
                 f"min_tokens must not exceed max_tokens, got {self.min_tokens} > {self.max_tokens}"
             )
-        for name in ("logprobs", "prompt_logprobs"):
-            if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), 0)
-        for token in self.stop_token_ids or []:
-            _check_int("stop_token_ids", token, 0)
-        for token, bias in (self.logit_bias or {}).items():
-            _check_int("logit_bias token", token, 0)
-            _check_number(f"logit_bias[{token}]", bias, -100.0, 100.0)
 
     @property
     def greedy(self) -> bool:
@@ -126,14 +135,32 @@ def _require(condition: bool, name: str, expected: str, got: Any) -> None:
         raise ValueError(f"{name} must be {expected}, got {got!r}")
 
 
-def _check_int(name: str, value: Any, low: int) -> None:
-    ok = isinstance(value, int) and not isinstance(value, bool) and value >= low
+def _integer(name: str, value: Any, low: int) -> int:
+    ok = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low
     _require(ok, name, f"an integer of at least {low}", value)
+    return int(value)
 
 
-def _check_number(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _number(name: str, value: Any, low: float, high: float, open_low: bool = False) -> float:
+    ok = isinstance(value, Real) and not isinstance(value, bool)
+    if isinstance(value, int):
+        ok = ok and abs(value) <= sys.float_info.max  # `isfinite` cannot take a larger one
+    ok = ok and math.isfinite(value)
     ok = ok and (low < value if open_low else low <= value) and value <= high
     above = "above" if open_low else "at least"
     limit = "" if high == math.inf else f" and at most {high:g}"
     _require(ok, name, f"a finite number {above} {low:g}{limit}", value)
+    return float(value)
+
+
+def _entries(name: str, value: Any) -> list[Any]:
+    """A list from a list, a tuple, a set or None."""
+    is_list = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+    _require(value is None or is_list, name, "a list", value)
+    return [] if value is None else list(value)
+
+
+def _token_id(value: Any) -> int:
+    """A key of `logit_bias`; a string of digits, as JSON has it, counts too."""
+    is_text = isinstance(value, str) and value.isdecimal() and len(value) < 20
+    return _integer("logit_bias token", int(value) if is_text else value, 0)
