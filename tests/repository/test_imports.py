@@ -67,4 +67,5 @@ def test_the_core_needs_no_extra(statement):
 
 @pytest.mark.parametrize("statement", CORE_IMPORTS)
 def test_the_core_imports_on_macos_which_has_no_triton(statement):
-    run_without(["triton"], f"import sys; sys.platform = 'darwin'\n{statement}")
+    # PyTorch comes first: its Linux build would look for macOS's own modules.
+    run_without(["triton"], f"import sys, torch; sys.platform = 'darwin'\n{statement}")
