@@ -138,11 +138,14 @@ def _draw(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
     if any(p.top_k > 0 or p.top_p < 1 for p in params):
         vocab_size = logits.shape[-1]
         top_k = column([p.top_k if p.top_k > 0 else vocab_size for p in params])
-        logits = _keep_top(logits, top_k, column([p.top_p for p in params]))
+        # Above 1 for rows without top_p: a rounded sum may reach 1 before the end.
+        top_p = column([p.top_p if p.top_p < 1 else 2.0 for p in params])
+        logits = _keep_top(logits, top_k, top_p)
     cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     draws = [uniform(request.seed, request.num_output_tokens) for request in requests]
     points = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None]
-    return torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)[:, 0]
+    tokens = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)[:, 0]
+    return tokens.clamp(max=logits.shape[-1] - 1)  # a row of NaN finds no place
 
 
 def _keep_top(logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
