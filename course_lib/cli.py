@@ -1,0 +1,80 @@
+"""The `course` command: `course --help` lists what it can do."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from course_lib.data import DATA_DIR, DEFAULT_MODEL
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="A course in which you build an LLM serving engine, and the engine itself.",
+)
+console = Console(highlight=False)
+
+
+@app.callback()
+def main() -> None:
+    """Keep `course COMMAND` the form of a call."""
+
+
+@app.command()
+def doctor() -> None:
+    """Show what there is to run on and what to install for more."""
+    from course_lib.doctor import examine
+
+    table = Table("", "part", "found", "what to do", box=None, pad_edge=False)
+    findings = examine()
+    for finding in findings:
+        mark = {True: "[green]ok[/]", False: "[red]!![/]", None: "[yellow]--[/]"}[finding.ok]
+        table.add_row(mark, finding.name, escape(finding.value), escape(finding.hint))
+    console.print(table)
+    if any(finding.ok is False for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def chat(
+    message: Annotated[str | None, typer.Argument(help="Without it, a conversation.")] = None,
+    model: Annotated[Path, typer.Option(help="Checkpoint directory.")] = DEFAULT_MODEL,
+    system: Annotated[str | None, typer.Option(help="System prompt instead of its own.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+) -> None:
+    """Ask the engine; the reply streams as it is generated."""
+    from course_lib.chat import ChatSession
+
+    try:
+        with console.status(f"loading {model.name}"):
+            session = ChatSession(model, system, max_tokens=max_tokens, temperature=temperature)
+        while True:
+            text = console.input("[bold]you:[/] ") if message is None else message
+            for piece in session.ask(text):
+                console.print(piece, end="", markup=False, soft_wrap=True)
+            console.print(f"\n[dim]{session.summary()}[/]", soft_wrap=True)
+            if message is not None:
+                break
+    except (EOFError, KeyboardInterrupt):
+        console.print()
+    except ValueError as error:
+        console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def release(
+    solutions: Annotated[Path, typer.Option(help="Complete notebooks.")] = DATA_DIR.parent
+    / "solutions",
+    labs: Annotated[Path, typer.Option(help="Where student notebooks go.")] = DATA_DIR.parent
+    / "labs",
+) -> None:
+    """Write the student notebooks from the solutions."""
+    from course_lib.classroom.release import release as write_labs
+
+    for path in write_labs(solutions, labs):
+        console.print(f"wrote {path}")
