@@ -9,8 +9,8 @@ still cached, in which case it can be taken back until the space is needed. `fre
 free ones in the order in which they will be reused.
 
 The protocol of a part that replaces `BlockPool`: `match_prefix`, `can_admit`, `allocate`, `free`,
-the attributes `num_blocks`, `block_size`, `usage`, and the rule that a call that fails changes
-nothing.
+`reset_prefix_cache`, the attributes `num_blocks`, `block_size`, `usage`, and the rule that a call
+that fails changes nothing.
 """
 
 import hashlib
@@ -121,6 +121,7 @@ class BlockPool:
         for block in prefix_blocks:
             self._take_back(block)
         request.block_ids.extend(prefix_blocks)
+        request.num_final_blocks += len(prefix_blocks)
         while len(request.block_ids) * self.block_size < num_tokens:
             request.block_ids.append(self._take_free_block())
         if self.enable_prefix_caching:
@@ -140,9 +141,10 @@ class BlockPool:
                 if self.block_hashes[block] is None:
                     self.free_blocks.move_to_end(block, last=False)
         request.block_ids.clear()
+        request.num_final_blocks = 0
 
     def reset_prefix_cache(self) -> None:
-        """Forget what the blocks hold; requests that own blocks keep them."""
+        """Forget what the blocks hold. Requests should own none; the scheduler sees to that."""
         self.cached_blocks.clear()
         self.block_hashes = [None] * self.num_blocks
 
@@ -179,16 +181,13 @@ class BlockPool:
         block whose contents another block has already stays private: duplicates are not merged.
         """
         num_full_blocks = min(num_tokens, request.num_tokens) // self.block_size
-        if num_full_blocks <= request.num_computed_tokens // self.block_size:
-            return
         self._extend_hashes(request, num_full_blocks)
-        for index in reversed(range(num_full_blocks)):
+        for index in range(request.num_final_blocks, num_full_blocks):
             block, block_hash = request.block_ids[index], request.block_hashes[index]
-            if self.block_hashes[block] is not None:
-                break  # and with it all before it
             if block_hash not in self.cached_blocks:
                 self.block_hashes[block] = block_hash
                 self.cached_blocks[block_hash] = block
+        request.num_final_blocks = num_full_blocks
 
     def _extend_hashes(self, request: Request, num_blocks: int) -> None:
         """Hash the request's first `num_blocks` blocks, each once in its life."""

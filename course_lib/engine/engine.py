@@ -165,7 +165,11 @@ class LLMEngine:
     def step(self) -> list[RequestOutput]:
         """Compute one batch. Returns the outputs of requests that got tokens."""
         batch = self.scheduler.schedule()
-        result = self.executor.execute(batch)
+        try:
+            result = self.executor.execute(batch)
+        except BaseException:  # also an interrupt from the keyboard: pages were left unwritten
+            self.scheduler.reset_prefix_cache()
+            raise
         outputs = self.scheduler.update(batch, result)
         index_of = {entry.request.request_id: i for i, entry in enumerate(batch.scheduled)}
         self._collect_prompt_logprobs(batch, result)

@@ -129,6 +129,7 @@ class Request:
         self.num_cached_tokens = 0  # taken from the prefix cache at the first admission
 
         self.block_ids: list[int] = []
+        self.num_final_blocks = 0  # of these, the first ones, full of tokens that are certain
         self.block_hashes: list[bytes] = []  # of full blocks, as far as anyone has asked
 
     @property

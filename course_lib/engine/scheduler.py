@@ -5,7 +5,8 @@ takes as many of its not yet computed tokens as fit (Orca, OSDI 2022; chunked pr
 2023). A decode is a request with one token left to compute, a prefix hit one with fewer.
 
 The protocol of a part that replaces `Scheduler`: the constructor below, `add_request`, `schedule`,
-`update`, `finish`, `has_unfinished_requests`, and the lists `waiting` and `running`.
+`update`, `finish`, `reset_prefix_cache`, `has_unfinished_requests`, and the lists `waiting` and
+`running`.
 """
 
 import bisect
@@ -26,7 +27,8 @@ class Scheduler:
         block_pool: owns the KV cache.
         max_num_seqs: requests that may run at once.
         max_num_batched_tokens: tokens a step may compute.
-        max_model_len: longest sequence, prompt and output, in tokens.
+        max_model_len: longest sequence, prompt and output, in tokens. One that fills the whole
+            cache ends there too, since it could never be computed further.
         max_loras: different adapters that may run at once; None for any number.
         clock: returns seconds; the simulator passes a virtual one.
     """
@@ -45,13 +47,16 @@ class Scheduler:
             ("max_num_seqs", max_num_seqs),
             ("max_num_batched_tokens", max_num_batched_tokens),
             ("max_model_len", max_model_len),
+            ("max_loras", max_loras),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.block_pool = block_pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
+        self.cache_tokens = (block_pool.num_blocks - 1) * block_pool.block_size
+        self.max_request_tokens = min(max_model_len, self.cache_tokens)
         self.max_loras = max_loras
         self.clock = clock
         self.stats = SchedulerStats()
@@ -66,14 +71,13 @@ class Scheduler:
         Raises:
             ValueError: it could never finish, however empty the cache.
         """
-        cache_tokens = (self.block_pool.num_blocks - 1) * self.block_pool.block_size
-        longest_prompt = min(self.max_model_len, cache_tokens) - 1
+        longest_prompt = self.max_request_tokens - 1
         if request.num_prompt_tokens > longest_prompt:
             raise ValueError(
                 f"request {request.request_id!r} has a prompt of {request.num_prompt_tokens} "
                 f"tokens, but at most {longest_prompt} fit (max_model_len {self.max_model_len}, "
-                f"KV cache {cache_tokens} tokens, one is kept for the reply); shorten the prompt "
-                "or raise the limit"
+                f"KV cache {self.cache_tokens} tokens, one is kept for the reply); shorten the "
+                "prompt or raise the limit"
             )
         bisect.insort(self.waiting, request, key=lambda r: r.order)
 
@@ -94,6 +98,15 @@ class Scheduler:
         for entry in scheduled:
             entry.request.num_computed_tokens = entry.end
         return ScheduledBatch(scheduled, preempted, reason if self.waiting else "")
+
+    def reset_prefix_cache(self) -> None:
+        """Forget the contents of the cache; what runs is computed anew.
+
+        Called after a step that failed on its way: its blocks count as written since `schedule`.
+        """
+        while self.running:
+            self._preempt_last()
+        self.block_pool.reset_prefix_cache()
 
     def _schedule_running(self) -> tuple[list[ScheduledRequest], list[Request]]:
         budget = self.max_num_batched_tokens
@@ -194,7 +207,7 @@ class Scheduler:
             request.num_computed_tokens -= num_rejected
             new_token_ids = self._append(request, new_token_ids, now)
             if result.draft_token_ids and not request.status.finished:
-                room = self.max_model_len - request.num_tokens - 1
+                room = self.max_request_tokens - request.num_tokens - 1
                 request.draft_token_ids = result.draft_token_ids[index][:room]
             outputs.append(_output(request, new_token_ids))
         self.running = [r for r in self.running if not r.status.finished]
@@ -221,7 +234,7 @@ class Scheduler:
             if token in (params.stop_token_ids or ()):
                 request.stop_reason = token
                 return RequestStatus.STOPPED
-        full = request.num_tokens >= self.max_model_len
+        full = request.num_tokens >= self.max_request_tokens
         if full or request.num_output_tokens == params.max_tokens:
             return RequestStatus.LENGTH
         return None
