@@ -65,12 +65,11 @@ class AttentionBackend(Protocol):
 class _Group:
     """Requests of one step with a similar number of query tokens, padded to a rectangle."""
 
-    query_rows: torch.Tensor  # [num_requests * query_len] rows of q, padding repeats the last
+    query_rows: torch.Tensor | None  # [num_requests * query_len] rows of q; None for all in order
     blocks: torch.Tensor  # [num_requests * num_blocks]
     num_requests: int
     query_len: int
     positions: torch.Tensor  # [num_requests, query_len] of each query token in its sequence
-    real: torch.Tensor  # [num_requests * query_len] bool, False for padding
     biases: dict[int | None, torch.Tensor]  # sliding window -> additive mask
 
 
@@ -78,6 +77,8 @@ class _Group:
 class _TorchPlan:
     slot_mapping: torch.Tensor
     groups: list[_Group]
+    #: [num_tokens] where each token's output lies among the groups' rows; None if already in order
+    result_rows: torch.Tensor | None
 
 
 class TorchAttention:
@@ -98,28 +99,35 @@ class TorchAttention:
         """Group the requests and build their gather indices."""
         query_lens = np.diff(metadata.query_start_loc)
         size_class = np.ceil(np.log2(query_lens)).astype(np.int64)
-        groups = [
-            self._group(metadata, np.flatnonzero(size_class == c)) for c in np.unique(size_class)
-        ]
-        return _TorchPlan(self._to_device(metadata.slot_mapping), groups)
+        members = [np.flatnonzero(size_class == c) for c in np.unique(size_class)]
+        slot_mapping = self._to_device(metadata.slot_mapping)
+        if len(members) == 1 and (query_lens == query_lens[0]).all():  # above all: only decodes
+            return _TorchPlan(slot_mapping, [self._group(metadata, members[0], None)], None)
+        rows = [_padded_rows(metadata.query_start_loc, requests) for requests in members]
+        groups = [self._group(metadata, m, r) for m, r in zip(members, rows, strict=True)]
+        result_rows = np.empty(len(metadata.slot_mapping), dtype=np.int64)
+        all_rows = np.concatenate([r.ravel() for r in rows])
+        result_rows[all_rows] = np.arange(
+            len(all_rows)
+        )  # padding gives the same as what it repeats
+        return _TorchPlan(slot_mapping, groups, self._to_device(result_rows))
 
-    def _group(self, metadata: AttentionMetadata, requests: np.ndarray) -> _Group:
+    def _group(
+        self, metadata: AttentionMetadata, requests: np.ndarray, rows: np.ndarray | None
+    ) -> _Group:
+        context_lens = metadata.context_lens[requests]
         starts = metadata.query_start_loc[requests]
         query_lens = metadata.query_start_loc[requests + 1] - starts
-        context_lens = metadata.context_lens[requests]
         query_len = int(query_lens.max())
         num_blocks = -(-int(context_lens.max()) // metadata.block_size)
-        columns = np.arange(query_len)[None, :]
-        # Padding repeats a request's last query token: no row is without a key to look at.
-        offsets = np.minimum(columns, query_lens[:, None] - 1)
+        offsets = np.arange(query_len)[None] if rows is None else rows - starts[:, None]
         positions = (context_lens - query_lens)[:, None] + offsets
         return _Group(
-            query_rows=self._to_device((starts[:, None] + offsets).ravel()),
+            query_rows=None if rows is None else self._to_device(rows.ravel()),
             blocks=self._to_device(metadata.block_tables[requests, :num_blocks]).flatten(),
             num_requests=len(requests),
             query_len=query_len,
             positions=self._to_device(positions),
-            real=self._to_device((columns < query_lens[:, None]).ravel()),
             biases={},
         )
 
@@ -148,11 +156,13 @@ class TorchAttention:
         sliding_window: int | None,
     ) -> torch.Tensor:
         """Attention of each group over its gathered blocks."""
-        out = torch.empty_like(q)
-        for group in plan.groups:
-            result = self._attend_group(q, k_cache, v_cache, group, scale, sliding_window)
-            out[group.query_rows[group.real]] = result[group.real]
-        return out
+        results = [
+            self._attend_group(q, k_cache, v_cache, group, scale, sliding_window)
+            for group in plan.groups
+        ]
+        if plan.result_rows is None:
+            return results[0]
+        return torch.cat(results).index_select(0, plan.result_rows)
 
     def _attend_group(
         self,
@@ -166,7 +176,8 @@ class TorchAttention:
         num_heads, head_dim = q.shape[1:]
         num_kv_heads = k_cache.shape[2]
         packed = (group.num_requests, group.query_len, num_kv_heads, num_heads // num_kv_heads)
-        queries = q[group.query_rows].view(*packed, head_dim).permute(0, 2, 3, 1, 4)
+        rows = q if group.query_rows is None else q.index_select(0, group.query_rows)
+        queries = rows.view(*packed, head_dim).permute(0, 2, 3, 1, 4)
         keys, values = (
             cache.index_select(0, group.blocks)
             .view(group.num_requests, -1, num_kv_heads, head_dim)
@@ -199,6 +210,17 @@ class TorchAttention:
             bias = bias[:, None, None].expand(-1, -1, queries_per_kv, -1, -1)
             group.biases[sliding_window] = bias.flatten(2, 3)
         return group.biases[sliding_window]
+
+
+def _padded_rows(query_start_loc: np.ndarray, requests: np.ndarray) -> np.ndarray:
+    """Rows of q of each request, `[num_requests, longest]`.
+
+    Padding repeats a request's last row, so that every row has a key to look at.
+    """
+    starts = query_start_loc[requests]
+    lens = query_start_loc[requests + 1] - starts
+    columns = np.arange(lens.max())[None]
+    return starts[:, None] + np.minimum(columns, lens[:, None] - 1)
 
 
 @dataclass

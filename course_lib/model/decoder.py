@@ -30,21 +30,16 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise `[..., size]`; the mean square is taken in float32."""
-        normed = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
-        return self.weight * normed.to(x.dtype)
+        """Normalise `[..., size]`; the arithmetic is in float32 whatever the dtype."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class FusedLinear(nn.Linear):
-    """Several linear layers on the same input as one matrix product; splits its output."""
+    """Several linear layers on the same input as one matrix product."""
 
     def __init__(self, in_features: int, row_sizes: list[int], bias: bool) -> None:
         super().__init__(in_features, sum(row_sizes), bias=bias)
         self.row_sizes = row_sizes
-
-    def forward_split(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
-        """`[num_tokens, in_features]` to one `[num_tokens, size]` for each of the parts."""
-        return self(x).split(self.row_sizes, dim=-1)
 
 
 def rope_frequencies(config: ModelConfig) -> torch.Tensor:
@@ -109,13 +104,12 @@ class Attention(nn.Module):
         plan: Any,
     ) -> torch.Tensor:
         """`[num_tokens, hidden_size]` in and out; writes this step's keys and values."""
-        q, k, v = self.qkv_proj.forward_split(x)
-        q = q.view(-1, self.num_heads, self.head_dim)
-        k = k.view(-1, self.num_kv_heads, self.head_dim)
-        v = v.view(-1, self.num_kv_heads, self.head_dim)
+        heads = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
+        qk, v = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+            q, k = qk.split([self.num_heads, self.num_kv_heads], dim=1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
+        q, k = apply_rope(qk, cos, sin).split([self.num_heads, self.num_kv_heads], dim=1)
         # Written before it is read, so that requests of one step can share blocks.
         backend.write(k, v, *cache, plan)
         out = backend.attend(q, *cache, plan, scale=self.scale, sliding_window=self.sliding_window)
@@ -133,7 +127,7 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[num_tokens, hidden_size]` in and out."""
-        gate, up = self.gate_up_proj.forward_split(x)
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
 
