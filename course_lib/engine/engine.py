@@ -23,6 +23,7 @@ from course_lib.engine.request import Request, RequestStatus
 from course_lib.engine.runner import ModelRunner
 from course_lib.engine.sampling_params import RequestOutputKind, SamplingParams
 from course_lib.engine.scheduler import Scheduler
+from course_lib.engine.scheduler_base import SchedulerBase
 from course_lib.model.attention import AttentionBackend, FunctionAttention, TorchAttention
 from course_lib.model.config import ModelConfig, read_json
 from course_lib.model.decoder import Decoder
@@ -66,7 +67,7 @@ class LLMEngine:
         self,
         config: EngineConfig,
         *,
-        scheduler: Callable[..., Scheduler] = Scheduler,
+        scheduler: Callable[..., SchedulerBase] = Scheduler,
         block_pool: Callable[..., BlockPool] = BlockPool,
         paged_attention: Callable[..., torch.Tensor] | None = None,
         clock: Callable[[], float] = time.monotonic,

@@ -20,6 +20,7 @@ from course_lib.engine.engine import LLMEngine, Prompt
 from course_lib.engine.outputs import RequestOutput
 from course_lib.engine.sampling_params import RequestOutputKind, SamplingParams
 from course_lib.engine.scheduler import Scheduler
+from course_lib.engine.scheduler_base import SchedulerBase
 from course_lib.model.config import read_json
 from course_lib.model.tokenizer import Tokenizer
 
@@ -45,7 +46,7 @@ class LLM:
         self,
         model: str | Path,
         *,
-        scheduler: Callable[..., Scheduler] = Scheduler,
+        scheduler: Callable[..., SchedulerBase] = Scheduler,
         block_pool: Callable[..., BlockPool] = BlockPool,
         paged_attention: Callable[..., torch.Tensor] | None = None,
         **engine_args: Any,

@@ -4,109 +4,28 @@ There is no prefill phase and no decode phase. Each step has a budget of tokens,
 takes as many of its not yet computed tokens as fit (Orca, OSDI 2022; chunked prefill, Sarathi,
 2023). A decode is a request with one token left to compute, a prefix hit one with fewer.
 
-The protocol of a part that replaces `Scheduler`: the constructor below, `add_request`, `schedule`,
-`update`, `finish`, `reset_prefix_cache`, `has_unfinished_requests`, and the lists `waiting` and
-`running`.
+The protocol of a part that replaces `Scheduler`: a class derived from `SchedulerBase`, which keeps
+the books, with its own `schedule`.
 """
 
-import bisect
-import time
-from collections.abc import Callable
-
-from course_lib.engine.batch import ScheduledBatch, ScheduledRequest, StepResult
-from course_lib.engine.block_pool import BlockPool
-from course_lib.engine.outputs import CompletionOutput, RequestOutput
-from course_lib.engine.request import Request, RequestStatus
-from course_lib.engine.stats import SchedulerStats
+from course_lib.engine.batch import ScheduledBatch, ScheduledRequest
+from course_lib.engine.request import Request
+from course_lib.engine.scheduler_base import SchedulerBase
 
 
-class Scheduler:
-    """Decides each step's batch and keeps the books on its result.
-
-    Args:
-        block_pool: owns the KV cache.
-        max_num_seqs: requests that may run at once.
-        max_num_batched_tokens: tokens a step may compute.
-        max_model_len: longest sequence, prompt and output, in tokens. One that fills the whole
-            cache ends there too, since it could never be computed further.
-        max_loras: different adapters that may run at once; None for any number.
-        clock: returns seconds; the simulator passes a virtual one.
-    """
-
-    def __init__(
-        self,
-        block_pool: BlockPool,
-        *,
-        max_num_seqs: int = 256,
-        max_num_batched_tokens: int = 2048,
-        max_model_len: int,
-        max_loras: int | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        for name, value in (
-            ("max_num_seqs", max_num_seqs),
-            ("max_num_batched_tokens", max_num_batched_tokens),
-            ("max_model_len", max_model_len),
-            ("max_loras", max_loras),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        self.block_pool = block_pool
-        self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
-        self.max_model_len = max_model_len
-        self.cache_tokens = (block_pool.num_blocks - 1) * block_pool.block_size
-        self.max_request_tokens = min(max_model_len, self.cache_tokens)
-        self.max_loras = max_loras
-        self.clock = clock
-        self.stats = SchedulerStats()
-        # Both are kept in the order of `Request.order`: the first is served first, the last one
-        # running is preempted first.
-        self.waiting: list[Request] = []
-        self.running: list[Request] = []
-
-    def add_request(self, request: Request) -> None:
-        """Queue a request.
-
-        Raises:
-            ValueError: it could never finish, however empty the cache.
-        """
-        longest_prompt = self.max_request_tokens - 1
-        if request.num_prompt_tokens > longest_prompt:
-            raise ValueError(
-                f"request {request.request_id!r} has a prompt of {request.num_prompt_tokens} "
-                f"tokens, but at most {longest_prompt} fit (max_model_len {self.max_model_len}, "
-                f"KV cache {self.cache_tokens} tokens, one is kept for the reply); shorten the "
-                "prompt or raise the limit"
-            )
-        bisect.insort(self.waiting, request, key=lambda r: r.order)
-
-    def has_unfinished_requests(self) -> bool:
-        """Whether there is anything left to schedule."""
-        return bool(self.waiting or self.running)
+class Scheduler(SchedulerBase):
+    """Decides each step's batch, by the rules of vLLM's scheduler."""
 
     def schedule(self) -> ScheduledBatch:
-        """Fill the next step. Computed-token counters advance here, not when it is done."""
-        now = self.clock()
+        """Fill the next step: running requests first, then waiting ones in order."""
         scheduled, preempted = self._schedule_running()
         budget = self.max_num_batched_tokens - sum(entry.num_tokens for entry in scheduled)
         if preempted:  # the cache is full: admitting now would only preempt again
             reason = f"{len(preempted)} preempted for lack of KV blocks"
         else:
-            admitted, reason = self._admit_waiting(budget, now)
+            admitted, reason = self._admit_waiting(budget)
             scheduled += admitted
-        for entry in scheduled:
-            entry.request.num_computed_tokens = entry.end
-        return ScheduledBatch(scheduled, preempted, reason if self.waiting else "")
-
-    def reset_prefix_cache(self) -> None:
-        """Forget the contents of the cache; what runs is computed anew.
-
-        Called after a step that failed on its way: its blocks count as written since `schedule`.
-        """
-        while self.running:
-            self._preempt_last()
-        self.block_pool.reset_prefix_cache()
+        return self.make_batch(scheduled, preempted, reason)
 
     def _schedule_running(self) -> tuple[list[ScheduledRequest], list[Request]]:
         budget = self.max_num_batched_tokens
@@ -117,7 +36,7 @@ class Scheduler:
             start = request.num_computed_tokens
             num_tokens = min(request.num_tokens_with_draft - start, budget)
             while not self.block_pool.allocate(request, num_tokens):
-                preempted.append(self._preempt_last())
+                preempted.append(self.preempt_last())
                 if preempted[-1] is request:
                     return scheduled, preempted
             num_draft_tokens = max(0, start + num_tokens - request.num_tokens)
@@ -125,19 +44,7 @@ class Scheduler:
             budget -= num_tokens
         return scheduled, preempted
 
-    def _preempt_last(self) -> Request:
-        """Take the blocks of the request that comes last; it will be computed anew."""
-        request = self.running.pop()
-        self.block_pool.free(request)
-        request.status = RequestStatus.PREEMPTED
-        request.num_computed_tokens = 0
-        request.draft_token_ids = []
-        request.metrics.num_preemptions += 1
-        self.stats.num_preemptions += 1
-        bisect.insort(self.waiting, request, key=lambda r: r.order)
-        return request
-
-    def _admit_waiting(self, budget: int, now: float) -> tuple[list[ScheduledRequest], str]:
+    def _admit_waiting(self, budget: int) -> tuple[list[ScheduledRequest], str]:
         """Admit in order until one does not fit. Returns the admitted and why it ended."""
         admitted: list[ScheduledRequest] = []
         reason = ""
@@ -158,8 +65,7 @@ class Scheduler:
             start = len(prefix_blocks) * self.block_pool.block_size
             num_tokens = min(request.num_tokens - start, budget)
             self.block_pool.allocate(request, num_tokens, prefix_blocks)
-            del self.waiting[index]
-            self._start(request, start, now)
+            self.admit(request, start)
             admitted.append(ScheduledRequest(request, start, num_tokens))
             budget -= num_tokens
         return admitted, reason
@@ -175,107 +81,3 @@ class Scheduler:
             return False
         loras = {r.lora_name for r in self.running if r.lora_name is not None}
         return len(loras) >= self.max_loras and request.lora_name not in loras
-
-    def _start(self, request: Request, num_cached_tokens: int, now: float) -> None:
-        if request.status is RequestStatus.WAITING:  # a resumed request is not counted twice
-            request.metrics.first_scheduled_time = now
-            request.num_cached_tokens = num_cached_tokens
-            self.stats.prefix_cache_queries += request.num_tokens
-            self.stats.prefix_cache_hits += num_cached_tokens
-        request.status = RequestStatus.RUNNING
-        bisect.insort(self.running, request, key=lambda r: r.order)
-
-    def update(self, batch: ScheduledBatch, result: StepResult) -> list[RequestOutput]:
-        """Book the result of a step.
-
-        Returns:
-            An output for each request that got tokens. Its completion holds this step's tokens;
-            the engine adds the text.
-        """
-        now = self.clock()
-        self.stats.num_steps += 1
-        self.stats.num_scheduled_tokens += batch.num_tokens
-        outputs = []
-        for index, entry in enumerate(batch.scheduled):
-            request = entry.request
-            if request.status.finished:  # aborted while the step ran
-                continue
-            new_token_ids = result.sampled_token_ids[index]
-            if not new_token_ids:
-                continue
-            num_rejected = entry.num_draft_tokens - (len(new_token_ids) - 1)
-            request.num_computed_tokens -= num_rejected
-            new_token_ids = self._append(request, new_token_ids, now)
-            if result.draft_token_ids and not request.status.finished:
-                room = self.max_request_tokens - request.num_tokens - 1
-                request.draft_token_ids = result.draft_token_ids[index][:room]
-            outputs.append(_output(request, new_token_ids))
-        self.running = [r for r in self.running if not r.status.finished]
-        return outputs
-
-    def _append(self, request: Request, new_token_ids: list[int], now: float) -> list[int]:
-        """Append tokens up to the one that ends the request. Returns those kept."""
-        request.draft_token_ids = []
-        for count, token in enumerate(new_token_ids, start=1):
-            request.token_ids.append(token)
-            request.metrics.token_times.append(now)
-            self.stats.num_generation_tokens += 1
-            status = self._end_after(request, token)
-            if status is not None:
-                self._end(request, status, now)
-                return new_token_ids[:count]
-        return new_token_ids
-
-    def _end_after(self, request: Request, token: int) -> RequestStatus | None:
-        params = request.sampling_params
-        if request.num_output_tokens >= params.min_tokens:
-            if token in request.eos_token_ids and not params.ignore_eos:
-                return RequestStatus.STOPPED
-            if token in (params.stop_token_ids or ()):
-                request.stop_reason = token
-                return RequestStatus.STOPPED
-        full = request.num_tokens >= self.max_request_tokens
-        if full or request.num_output_tokens == params.max_tokens:
-            return RequestStatus.LENGTH
-        return None
-
-    def _end(self, request: Request, status: RequestStatus, now: float) -> None:
-        self.block_pool.free(request)
-        request.status = status
-        request.metrics.finished_time = now
-
-    def finish(
-        self,
-        request: Request,
-        status: RequestStatus = RequestStatus.ABORTED,
-        stop_reason: str | None = None,
-    ) -> None:
-        """End a request from outside: abort it, or stop it at a stop string.
-
-        Allowed in any state and at any time between steps; nothing happens if it has ended.
-        """
-        if request.status.finished:
-            return
-        queue = self.running if request.status is RequestStatus.RUNNING else self.waiting
-        queue.remove(request)
-        request.stop_reason = stop_reason
-        self._end(request, status, self.clock())
-
-
-def _output(request: Request, new_token_ids: list[int]) -> RequestOutput:
-    completion = CompletionOutput(
-        index=0,
-        text="",
-        token_ids=new_token_ids,
-        finish_reason=request.status.finish_reason,
-        stop_reason=request.stop_reason,
-    )
-    return RequestOutput(
-        request_id=request.request_id,
-        prompt=None,
-        prompt_token_ids=request.prompt_token_ids,
-        outputs=[completion],
-        finished=request.status.finished,
-        metrics=request.metrics,
-        num_cached_tokens=request.num_cached_tokens,
-    )
