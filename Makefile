@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FIRST_NOTEBOOK := labs/00_start_here.ipynb
+NOTEBOOK ?= solutions/*.ipynb
 JUPYTER_ARGS ?=
 # Jupyter asks for this word where the user is root, as in a container.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -14,7 +15,7 @@ NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 300
 # Two test processes share the machine; more threads in each only get in each other's way.
 test test-fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup lab test test-fast check format labs clean
+.PHONY: help setup lab test test-fast check format solutions labs clean
 
 help:
 	@echo "make lab        a first reply from the engine, then JupyterLab (JUPYTER_ARGS=...)"
@@ -22,6 +23,7 @@ help:
 	@echo "make test-fast  the same without notebooks and slow tests, for developing"
 	@echo "make check      lint, format, import rules and types only"
 	@echo "make format     let ruff format and fix"
+	@echo "make solutions  run the notebooks of solutions/ and keep their outputs (NOTEBOOK=...)"
 	@echo "make labs       write labs/ from solutions/"
 	@echo "make clean      remove .venv and caches"
 
@@ -55,6 +57,9 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+solutions: $(STAMP)
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $(NOTEBOOK)
 
 labs: $(STAMP)
 	$(BIN)/course release
