@@ -33,7 +33,7 @@ class CompletionBuilder:
         self.stop_reason: int | str | None = None
         self._stream = self.tokenizer.stream(params.skip_special_tokens) if self.tokenizer else None
         self._longest_stop = max((len(s) for s in params.stop_strings), default=0)
-        self._search_from = 0  # stop strings that begin before this were ruled out
+        self._num_searched_chars = 0  # no stop string ends within these
         self._num_sent_tokens = 0
         self._num_sent_chars = 0
 
@@ -66,16 +66,15 @@ class CompletionBuilder:
         """Look in the text that is new; cut the text at the first stop string found."""
         if not self._longest_stop:
             return None
+        searched, self._num_searched_chars = self._num_searched_chars, len(self.text)
         if len(self.token_ids) <= self.params.min_tokens:
-            self._search_from = len(self.text)
             return None
         found = [
             (at, stop)
             for stop in self.params.stop_strings
-            if (at := self.text.find(stop, self._search_from)) >= 0
+            if (at := self.text.find(stop, max(0, searched - len(stop) + 1))) >= 0
         ]
         if not found:
-            self._search_from = max(self._search_from, len(self.text) - self._longest_stop + 1)
             return None
         at, stop = min(found)
         included = len(stop) if self.params.include_stop_str_in_output else 0
