@@ -5,7 +5,7 @@
 
 import pytest
 
-from course_lib.engine.batch import ScheduledBatch
+from course_lib.engine.batch import ScheduledBatch, StepResult
 from course_lib.engine.request import RequestStatus
 from course_lib.engine.sampling_params import SamplingParams
 from tests.engine.fakes import FakeEngine, check_books, reply_alone
@@ -151,6 +151,7 @@ def test_the_request_that_needs_the_block_may_be_the_one_preempted() -> None:
 def test_preemption_frees_the_blocks_forgets_the_computation_and_queues_in_front() -> None:
     engine = full_cache()
     late = engine.add(distinct(2, 900))
+    engine.requests[2].draft_token_ids = [1]
     batch = engine.schedule()
     for r in batch.preempted:
         assert r.status is RequestStatus.PREEMPTED
@@ -410,6 +411,35 @@ def test_a_reply_ends_at_the_end_of_sequence_token() -> None:
     engine.run()
     assert r.status is RequestStatus.STOPPED
     assert r.output_token_ids == reply[: reply.index(reply[5]) + 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "num_tokens", "finish_reason", "stop_reason"),
+    [
+        ({}, 2, "stop", None),
+        ({"ignore_eos": True}, 6, "length", None),
+        ({"min_tokens": 2}, 2, "stop", None),
+        ({"min_tokens": 3}, 6, "length", None),
+        ({"ignore_eos": True, "stop_token_ids": [8]}, 2, "stop", 8),
+        ({"min_tokens": 3, "stop_token_ids": [8]}, 6, "length", None),
+        ({"max_tokens": 2}, 2, "stop", None),
+        ({"max_tokens": 1}, 1, "length", None),
+    ],
+)
+def test_what_ends_a_reply(
+    options: dict, num_tokens: int, finish_reason: str, stop_reason: int | None
+) -> None:
+    engine = FakeEngine()
+    r = engine.add([1], eos_token_ids=[8])
+    r.sampling_params = SamplingParams(**{"max_tokens": 6, **options})
+    for token in (7, 8, 9, 9, 9, 9):
+        if not r.status.finished:
+            batch = engine.scheduler.schedule()
+            (output,) = engine.scheduler.update(batch, StepResult([[token]]))
+    assert output.finished
+    assert r.num_output_tokens == num_tokens
+    assert output.outputs[0].finish_reason == finish_reason
+    assert output.outputs[0].stop_reason == stop_reason
 
 
 def aborted(engine: FakeEngine, index: int) -> None:
