@@ -25,10 +25,10 @@ from course_lib.engine.sampling_params import RequestOutputKind, SamplingParams
 from course_lib.engine.scheduler import Scheduler
 from course_lib.engine.scheduler_base import SchedulerBase
 from course_lib.model.attention import AttentionBackend, FunctionAttention, TorchAttention
-from course_lib.model.config import ModelConfig, read_json
+from course_lib.model.config import CheckpointError, ModelConfig, read_json
 from course_lib.model.decoder import Decoder
 from course_lib.model.tokenizer import Tokenizer
-from course_lib.model.weights import load_weights
+from course_lib.model.weights import check_weights, load_weights
 
 #: A prompt as a caller may give it: text, token ids, or a dict with `prompt` or
 #: `prompt_token_ids`, and optionally `cache_salt`.
@@ -75,6 +75,7 @@ class LLMEngine:
         self.config = config
         self.clock = clock
         self.model_config = ModelConfig.from_pretrained(config.model)
+        check_weights(self.model_config, config.model)  # a bad one fails before memory is taken
         resolved = resolve(config, self.model_config)
         self.device, self.dtype = resolved.device, resolved.dtype
         self.max_model_len = resolved.max_model_len
@@ -92,7 +93,9 @@ class LLMEngine:
         )
         has_tokenizer = (Path(config.model) / "tokenizer.json").exists()
         self.tokenizer = Tokenizer(config.model) if has_tokenizer else None
-        self.eos_token_ids = _eos_token_ids(Path(config.model), self.tokenizer)
+        self.eos_token_ids = _eos_token_ids(
+            Path(config.model), self.tokenizer, self.model_config.vocab_size
+        )
 
         decoder = Decoder(self.model_config, self.max_model_len, self.dtype, self.device)
         load_weights(decoder, self.model_config, config.model)
@@ -281,14 +284,17 @@ class LLMEngine:
             )
 
 
-def _eos_token_ids(directory: Path, tokenizer: Tokenizer | None) -> frozenset[int]:
+def _eos_token_ids(directory: Path, tokenizer: Tokenizer | None, vocab_size: int) -> frozenset[int]:
     """End-of-sequence tokens of the generation config, else the config, and of the tokenizer."""
-    eos: int | list[int] | None = None
-    if (directory / "generation_config.json").exists():
-        eos = read_json(directory / "generation_config.json").get("eos_token_id")
-    if eos is None:
-        eos = read_json(directory / "config.json").get("eos_token_id")
-    ids = {eos} if isinstance(eos, int) else set(eos or ())
+    eos = None
+    for path in (directory / "generation_config.json", directory / "config.json"):
+        if eos is None and path.exists():
+            eos = read_json(path).get("eos_token_id")
+            ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+            if not all(isinstance(token, int) for token in ids):
+                raise CheckpointError(
+                    f"{path}: eos_token_id must be a token id or a list of them, found {eos!r}"
+                )
     if tokenizer is not None and tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
-    return frozenset(ids)
+        ids = [*ids, tokenizer.eos_token_id]
+    return frozenset(token for token in ids if 0 <= token < vocab_size)

@@ -32,15 +32,13 @@ def load_weights(decoder: nn.Module, config: ModelConfig, directory: str | Path)
     Raises:
         CheckpointError: a file or tensor is missing, damaged, superfluous or of a wrong shape.
     """
-    directory = Path(directory)
     shapes = config.tensor_shapes()
-    files = _locate(directory)
-    _check(shapes, files, config, directory)
+    files = check_weights(config, directory)
     targets = _targets(decoder)
     for path in sorted(set(files.values())):
         with _opened(path) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
-                if name in shapes:
+                if name in shapes and files[name] == path:
                     targets[name].copy_(tensors.get_tensor(name))
 
 
@@ -59,14 +57,42 @@ def _targets(decoder: nn.Module) -> dict[str, torch.Tensor]:
     return targets
 
 
+def check_weights(config: ModelConfig, directory: str | Path) -> dict[str, Path]:
+    """Compare the headers of the safetensors files with the config, before memory is taken.
+
+    Returns:
+        The file of each tensor.
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
+    directory, shapes = Path(directory), config.tensor_shapes()
+    files = _locate(directory)
+    for name, shape in shapes.items():
+        if name not in files:
+            raise CheckpointError(
+                f"{_source(directory)} lacks the tensor {name}; expected shape {list(shape)}"
+            )
+    _check(shapes, files, config)
+    return files
+
+
+def _source(directory: Path) -> Path:
+    """What says which tensors there are: the index of a sharded checkpoint, or its only file."""
+    index = directory / INDEX_FILE
+    return index if index.exists() else directory / "model.safetensors"
+
+
 def _locate(directory: Path) -> dict[str, Path]:
     """Tensor name -> the file that holds it, by the index of a sharded checkpoint or the file."""
-    if (directory / INDEX_FILE).exists():
-        weight_map = read_json(directory / INDEX_FILE).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{directory / INDEX_FILE} has no 'weight_map'")
+    path = _source(directory)
+    if path.name == INDEX_FILE:
+        weight_map = read_json(path).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(file, str) for file in weight_map.values()
+        ):
+            raise CheckpointError(f"{path}: expected a 'weight_map' of tensor names to file names")
         return {name: directory / file for name, file in weight_map.items()}
-    path = directory / "model.safetensors"
     if not path.exists():
         raise CheckpointError(
             f"{directory} holds neither model.safetensors nor {INDEX_FILE}; "
@@ -80,13 +106,7 @@ def _check(
     shapes: dict[str, tuple[int, ...]],
     files: dict[str, Path],
     config: ModelConfig,
-    directory: Path,
 ) -> None:
-    for name, shape in shapes.items():
-        if name not in files:
-            raise CheckpointError(
-                f"{directory} lacks the tensor {name}; expected shape {list(shape)}"
-            )
     for path in sorted(set(files.values())):
         with _opened(path) as tensors:
             present = set(tensors.keys())
