@@ -5,7 +5,7 @@ caption, which a notebook shows by naming it in the last line of a cell. Colours
 every plot, and can be told apart by colour-blind readers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -14,10 +14,13 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from course_lib.engine.batch import ScheduledBatch
 from course_lib.engine.request import RequestMetrics
+from course_lib.sizing.batching import simulate_slots, slot_schedule
 
 # Of the palette by Okabe and Ito, https://jfly.uni-koeln.de/color/
 COLORS = {"queue": "#999999", "prefill": "#0072B2", "decode": "#E69F00", "accent": "#D55E00"}
+REPLY_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
 
 STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
@@ -94,6 +97,111 @@ def _draw_token_latencies(ax: Axes, tokens: list[float]) -> None:
         ax.bar(tokens[:-1], gaps, width=gaps, align="edge", color=COLORS["decode"], edgecolor="w")
         ax.axhline(tpot, color=COLORS["accent"], linewidth=1.2)
         ax.set_title(f"TPOT {_ms(tpot)}", loc="right", color=COLORS["accent"], weight="normal")
+
+
+def plot_slots(reply_lengths: Sequence[int], slots: int) -> Figure:
+    """Draw which reply is in which slot at each step, static above continuous.
+
+    Args:
+        reply_lengths: in tokens, in the order of arrival.
+        slots: replies that are written at once.
+    """
+    with _figure(2, height_ratios=[1, 1]) as (figure, panels):
+        for ax, continuous in zip(panels, (False, True), strict=True):
+            usage = simulate_slots(reply_lengths, slots, continuous)
+            ax.barh(range(slots), usage.token_steps, color="#eeeeee", hatch="///", edgecolor="w")
+            for bar in slot_schedule(reply_lengths, slots, continuous):
+                width, number = bar.end_step - bar.start_step, bar.request
+                color = REPLY_COLORS[number % len(REPLY_COLORS)]
+                ax.barh(bar.slot, width, left=bar.start_step, color=color, edgecolor="w")
+                label = f"reply {number}" if len(reply_lengths) < 10 else f"{number}"
+                ax.text(
+                    bar.start_step + width / 2,
+                    bar.slot,
+                    label,
+                    ha="center",
+                    va="center",
+                    color="white" if color == REPLY_COLORS[0] else "black",
+                )
+            ax.set_title(
+                f"{'Continuous' if continuous else 'Static'}: {usage.token_steps} steps, "
+                f"{usage.empty_slot_steps} empty"
+            )
+            ax.set_yticks(range(slots), labels=[f"slot {slot}" for slot in range(slots)])
+            ax.set_ylim(slots - 0.5, -0.5)
+            ax.grid(axis="y", visible=False)
+        panels[-1].set_xlabel("step")
+        _caption(figure, "Each block is a reply, one token a step. Hatched: the slot stands empty.")
+    return figure
+
+
+def plot_steps(batches: Sequence[ScheduledBatch]) -> Figure:
+    """Draw what each request computed in each step of an engine.
+
+    Args:
+        batches: of the steps, in order.
+    """
+    rows: dict[str, int] = {}
+    with _figure(2, height_ratios=[2.2, 1]) as (figure, (lanes, totals)):
+        tokens = {"prefill": [0] * len(batches), "decode": [0] * len(batches)}
+        for step, batch in enumerate(batches):
+            for entry in batch.scheduled:
+                row = rows.setdefault(entry.request.request_id, len(rows))
+                kind = "prefill" if entry.start < entry.request.num_prompt_tokens else "decode"
+                tokens[kind][step] += entry.num_tokens
+                lanes.barh(row, 1, left=step, height=0.8, color=COLORS[kind])
+        lanes.set_yticks(range(len(rows)), labels=[f"request {name}" for name in rows])
+        lanes.set_ylim(len(rows) - 0.5, -0.5)
+        lanes.grid(axis="y", visible=False)
+        lanes.set_title("Who was in which step")
+        steps = [step + 0.5 for step in range(len(batches))]
+        totals.bar(steps, tokens["prefill"], 1, color=COLORS["prefill"], label="prefill")
+        totals.bar(
+            steps, tokens["decode"], 1, tokens["prefill"], color=COLORS["decode"], label="decode"
+        )
+        totals.set_title("Tokens computed in each step")
+        totals.set_ylabel("tokens")
+        totals.set_xlabel("step")
+        totals.legend(ncols=2, loc="upper right")
+        _caption(
+            figure,
+            "Blue: tokens of the request's prompt. Orange: one token of its reply.",
+        )
+    return figure
+
+
+def plot_throughput_and_ttft(
+    tokens_per_s: Mapping[str, float], ttft_s: Mapping[str, Sequence[float]], title: str
+) -> Figure:
+    """Draw two ways of serving the same requests side by side.
+
+    Args:
+        tokens_per_s: output tokens per second of each way.
+        ttft_s: times to first token of its requests, in seconds.
+        title: what was served.
+    """
+    with plt.rc_context(STYLE):
+        figure, (rates, waits) = plt.subplots(1, 2, figsize=(8.4, 3.6))
+        for index, (name, rate) in enumerate(tokens_per_s.items()):
+            color = (COLORS["queue"], COLORS["prefill"], COLORS["decode"])[index % 3]
+            rates.bar(name, rate, 0.6, color=color)
+            rates.text(index, rate, f"{rate:.0f}", ha="center", va="bottom")
+            rates.margins(y=0.12)
+            ordered = sorted(ttft_s[name])
+            waits.plot(range(1, len(ordered) + 1), ordered, color=color, lw=2, label=name)
+        figure.suptitle(title, x=0.01, ha="left", weight="bold")
+        rates.set_title("Throughput")
+        rates.set_ylabel("output tokens/s")
+        rates.grid(axis="x", visible=False)
+        waits.set_title("Time to first token")
+        waits.set_ylabel("s")
+        waits.set_xlabel("requests, the soonest served first")
+        waits.legend()
+        _caption(
+            figure, "Measured on this machine. Higher is better on the left, lower on the right."
+        )
+        plt.close(figure)
+    return figure
 
 
 def _ms(value: float) -> str:

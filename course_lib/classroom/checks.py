@@ -1,0 +1,242 @@
+"""Checks of exercises: is it solved, is it right, is it the student's own?
+
+    check("A1.2", MyScheduler)
+
+compares with an independent oracle on fresh inputs. Right: the points, and a part is saved so that
+later labs run on it. Wrong: `CheckFailed`, which names the first difference and gives a hint. Not
+implemented: a sentence, no points, and the notebook goes on. `hint` and `reference` help further.
+"""
+
+import importlib
+import random
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from course_lib.classroom.ownership import NotYourOwn, check_is_own, reference_blocked
+from course_lib.classroom.parts import load_object, save_part
+from course_lib.classroom.source import source_of
+
+TIME_LIMIT_S = 60
+
+
+class Mismatch(Exception):
+    """Raised by an oracle: where the answer first differs, and optionally a hint that fits."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class CheckFailed(AssertionError):
+    """A wrong answer. In a notebook it shows its message and no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"CheckFailed: {self}"]
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One graded exercise.
+
+    Args:
+        id: lab, notebook and number, such as "A1.2".
+        title: what is built, in a few words.
+        points: for a right answer.
+        verify: the oracle; takes the answer and a random generator, raises `Mismatch`.
+        reference: "module:name" of the course's own version.
+        hints: from a nudge to nearly everything.
+        part: name of the engine part that the answer is, if it is one.
+    """
+
+    id: str
+    title: str
+    points: int
+    verify: Callable[[Any, random.Random], None]
+    reference: str
+    hints: tuple[str, ...]
+    part: str | None = None
+
+
+def find_exercise(exercise_id: str) -> Exercise:
+    """The exercise of that id.
+
+    Raises:
+        ValueError: there is none; the message lists those of the notebook.
+    """
+    notebook = exercise_id.split(".")[0].lower()
+    try:
+        module = importlib.import_module(f"course_lib.classroom.exercises.{notebook}")
+    except ModuleNotFoundError:
+        raise ValueError(f"there is no notebook {notebook.upper()!r} with exercises") from None
+    for exercise in module.EXERCISES:
+        if exercise.id == exercise_id:
+            return exercise
+    known = ", ".join(exercise.id for exercise in module.EXERCISES)
+    raise ValueError(f"there is no exercise {exercise_id!r}; this notebook has {known}")
+
+
+def check(exercise_id: str, answer: Any, *, seed: int | None = None) -> float:
+    """Check an answer.
+
+    Args:
+        exercise_id: such as "A1.2".
+        answer: the function or class that was written.
+        seed: of the inputs; fresh ones if absent.
+
+    Returns:
+        Points: all of them, or 0 if it is not implemented yet. The last value of a test cell, it
+        is what nbgrader reads as the cell's credit.
+
+    Raises:
+        CheckFailed: the answer is wrong, or is not the student's own.
+    """
+    exercise = find_exercise(exercise_id)
+    seed = random.SystemRandom().getrandbits(32) if seed is None else seed
+    try:
+        check_is_own(answer, exercise.reference)
+        with reference_blocked(exercise.reference), _time_limit(TIME_LIMIT_S):
+            exercise.verify(answer, random.Random(seed))
+    except NotImplementedError:
+        print(f"Exercise {exercise.id} is not implemented yet. 0 of {exercise.points} points.")
+        if exercise.part:
+            print(f"The notebook goes on with the course's own {exercise.part}.")
+        return 0.0
+    except NotYourOwn as error:
+        raise CheckFailed(f"Exercise {exercise.id}: {error}") from None
+    except Mismatch as error:
+        raise CheckFailed(_failure(exercise, str(error), error.hint, seed)) from None
+    except Exception as error:
+        raise CheckFailed(_failure(exercise, _describe(error), None, seed)) from error
+    print(f"Exercise {exercise.id} passed. {exercise.points} of {exercise.points} points.")
+    if exercise.part:
+        path = save_part(exercise.part, answer)
+        print(f"Saved as {path.parent.name}/{path.name}: from here on, the engine runs on it.")
+    return float(exercise.points)
+
+
+def _failure(exercise: Exercise, difference: str, hint_that_fits: str | None, seed: int) -> str:
+    further = 1 if hint_that_fits else 2
+    lines = [
+        f"Exercise {exercise.id} ({exercise.title}) is not right yet.",
+        f"First difference: {difference}",
+        f"Hint: {hint_that_fits or exercise.hints[0]}",
+    ]
+    if further <= len(exercise.hints):
+        lines.append(f'Another hint: hint("{exercise.id}", {further})')
+    lines.append(f'The same inputs again: check("{exercise.id}", ..., seed={seed})')
+    return "\n".join(lines)
+
+
+def _describe(error: Exception) -> str:
+    """An error that the student's code raised, with its line."""
+    if isinstance(error, _OutOfTime):
+        return f"it did not end within {TIME_LIMIT_S} s; is there a loop that never stops?"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"it raised {type(error).__name__}: {error} (at `{frame.line}`)"
+
+
+def hint(exercise_id: str, number: int = 1) -> None:
+    """Print a hint; the last one says how to see the reference."""
+    exercise = find_exercise(exercise_id)
+    if not 1 <= number <= len(exercise.hints):
+        raise ValueError(f"{exercise_id} has hints 1 to {len(exercise.hints)}, got {number}")
+    print(f"Hint {number} of {len(exercise.hints)}: {exercise.hints[number - 1]}")
+    if number < len(exercise.hints):
+        print(f'Another: hint("{exercise_id}", {number + 1})')
+    else:
+        print(f'The course\'s own version: reference("{exercise_id}")')
+
+
+def reference(exercise_id: str) -> None:
+    """Print the course's own version of an exercise. To read, not to copy: a copy earns nothing."""
+    print(source_of(load_object(find_exercise(exercise_id).reference)))
+
+
+class _OutOfTime(Exception):
+    pass
+
+
+@contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    """Interrupt code that runs too long, where the platform and thread allow it."""
+    if (
+        not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise _OutOfTime
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def compare(got: Any, expected: Any, where: str, *, tolerance: float = 1e-6) -> None:
+    """Raise `Mismatch` at the first difference: type, fields, shape, dtype, element.
+
+    Args:
+        got: what the student's code gave.
+        expected: what the oracle gave. A dataclass is compared field by field, by name, so that
+            the student may use a class of their own.
+        where: the call and its inputs, to begin the message with.
+        tolerance: relative, for floats.
+    """
+    if is_dataclass(expected) and not isinstance(expected, type):
+        for field in fields(expected):
+            if not hasattr(got, field.name):
+                raise Mismatch(
+                    f"{where} returned {got!r}, which has no {field.name!r}; "
+                    f"expected a {type(expected).__name__}"
+                )
+            compare(
+                getattr(got, field.name),
+                getattr(expected, field.name),
+                f"{field.name} of {where}",
+                tolerance=tolerance,
+            )
+    elif isinstance(expected, dict):
+        if not isinstance(got, dict) or list(got) != list(expected):
+            keys = sorted(got) if isinstance(got, dict) else got
+            raise Mismatch(f"{where}: expected the keys {list(expected)}, got {keys!r}")
+        for key, value in expected.items():
+            compare(got[key], value, f"{key!r} of {where}", tolerance=tolerance)
+    elif isinstance(expected, bool | str) or expected is None:
+        if got is not expected and got != expected:
+            raise Mismatch(f"{where}: expected {expected!r}, got {got!r}")
+    else:
+        _compare_arrays(got, expected, where, tolerance)
+
+
+def _compare_arrays(got: Any, expected: Any, where: str, tolerance: float) -> None:
+    want = np.asarray(expected)
+    try:
+        have = np.asarray(got)
+    except Exception:
+        raise Mismatch(f"{where}: expected {expected!r}, got {got!r}") from None
+    if have.shape != want.shape:
+        if want.ndim == 0:
+            raise Mismatch(f"{where}: expected the number {expected}, got {got!r}")
+        raise Mismatch(f"{where}: expected shape {list(want.shape)}, got {list(have.shape)}")
+    if have.dtype.kind not in "iufb" or (want.dtype.kind in "iu" and have.dtype.kind not in "iuf"):
+        raise Mismatch(f"{where}: expected {want.dtype} numbers, got {have.dtype}: {got!r}")
+    close = np.isclose(have, want, rtol=tolerance, atol=0 if want.dtype.kind in "iu" else 1e-12)
+    if close.all():
+        return
+    if want.ndim == 0:
+        raise Mismatch(f"{where}: expected {expected}, got {got}")
+    index = tuple(int(i) for i in np.argwhere(~close)[0])
+    raise Mismatch(f"{where}, element {list(index)}: expected {want[index]}, got {have[index]}")

@@ -1,0 +1,1 @@
+"""The exercises, a module a notebook: `EXERCISES` with an oracle, hints and points each."""
