@@ -67,6 +67,18 @@ def chat(
 
 
 @app.command()
+def parts() -> None:
+    """Show which parts of the engine are your own."""
+    from course_lib.classroom.parts import PARTS, is_own, parts_dir
+
+    table = Table("part", "built in", "the engine runs on", box=None, pad_edge=False)
+    for part in PARTS:
+        own = f"[green]your own[/], {parts_dir().name}/{part.name}.py"
+        table.add_row(part.name, part.built_in, own if is_own(part.name) else "the course's own")
+    console.print(table)
+
+
+@app.command()
 def release(
     solutions: Annotated[Path, typer.Option(help="Complete notebooks.")] = DATA_DIR.parent
     / "solutions",
@@ -78,3 +90,28 @@ def release(
 
     for path in write_labs(solutions, labs):
         console.print(f"wrote {path}")
+
+
+@app.command()
+def size(
+    model: Annotated[str, typer.Argument(help="Name in the catalogue, or path of a config.json.")],
+    gpu: Annotated[str, typer.Option(help="Name in the catalogue.")] = "H100_80GB",
+    context: Annotated[int, typer.Option(help="Tokens of a request, prompt and reply.")] = 8192,
+    concurrency: Annotated[int, typer.Option(help="Requests at once.")] = 4,
+    weights: Annotated[str | None, typer.Option(help="bf16, fp8, int8, int4, fp32.")] = None,
+    kv: Annotated[str, typer.Option(help="Precision of the KV cache: bf16 or fp8.")] = "bf16",
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what fits, how many GPUs it takes, how fast it can be and what it costs."""
+    from course_lib.size import as_json, as_tables
+    from course_lib.sizing.report import size_report
+
+    try:
+        report = size_report(model, gpu, context, concurrency, weights=weights, kv=kv)
+    except ValueError as error:
+        console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+        raise typer.Exit(1) from None
+    if json:
+        typer.echo(as_json(report))
+    else:
+        console.print(as_tables(report))

@@ -63,3 +63,13 @@ def test_chat_says_in_a_sentence_what_is_wrong(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "shorten the prompt" in result.output
     assert "Traceback" not in result.output
+
+
+def test_parts_shows_which_are_the_students_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COURSE_PARTS_DIR", str(tmp_path))
+    assert "your own" not in runner.invoke(app, ["parts"]).output
+    (tmp_path / "scheduler.py").write_text("PART = None\n")
+    lines = runner.invoke(app, ["parts"], env={"COLUMNS": "120"}).output.splitlines()
+    assert [line.split()[0] for line in lines if "your own" in line] == ["scheduler"]
