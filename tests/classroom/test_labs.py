@@ -1,0 +1,50 @@
+"""The student notebooks as they are handed out: they run through, and nothing counts as solved."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[2]
+LABS = sorted(
+    p for p in (ROOT / "labs").rglob("lab_*/*.ipynb") if ".ipynb_checkpoints" not in str(p)
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", LABS, ids=lambda path: path.stem)
+def test_an_unsolved_lab_runs_and_reports_every_exercise(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COURSE_PARTS_DIR", str(tmp_path))
+    notebook = nbformat.read(path, as_version=4)
+    exercises = re.findall(r'^check\("([A-C]\d\.\d)"', "\n".join(_sources(notebook)), re.MULTILINE)
+    assert exercises, "a lab has exercises"
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+    ).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    printed = "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stdout")
+    for exercise in exercises:
+        assert f"Exercise {exercise} is not implemented yet. 0 of" in printed
+    assert "passed" not in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", LABS, ids=lambda path: path.stem)
+def test_points_in_the_notebook_are_those_of_the_exercise(path: Path) -> None:
+    from course_lib.classroom.checks import find_exercise
+
+    for cell in nbformat.read(path, as_version=4).cells:
+        grading = cell.metadata.get("nbgrader", {})
+        if grading.get("grade") and cell.cell_type == "code":
+            last_line = cell.source.rstrip().splitlines()[-1]
+            (exercise,) = re.findall(r'^check\("([A-C]\d\.\d)"', last_line)
+            assert grading["points"] == find_exercise(exercise).points
+            assert grading["locked"] and not cell.metadata["editable"]
+
+
+def _sources(notebook: nbformat.NotebookNode) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
