@@ -1,0 +1,1 @@
+"""The engine behind HTTP: who gets in, how a replica starts and leaves, and how pools are split."""
