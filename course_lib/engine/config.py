@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from course_lib.model.config import ModelConfig
+from course_lib.validation import number, whole_number
 
 #: Largest KV cache on a CPU, in bytes; as vLLM's default there.
 CPU_KV_CACHE_BYTES = 4 * 2**30
@@ -55,11 +56,19 @@ class EngineConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.gpu_memory_utilization <= 1:
+        for name, low in (("block_size", 1), ("max_num_seqs", 1), ("max_num_batched_tokens", 1)):
+            whole_number(name, getattr(self, name), at_least=low)
+        for name, low in (("max_model_len", 2), ("num_gpu_blocks_override", 2)):
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name), at_least=low)
+        whole_number("seed", self.seed, at_least=-(2**63))
+        number("gpu_memory_utilization", self.gpu_memory_utilization, above=0, at_most=1)
+        if not isinstance(self.enable_prefix_caching, bool):
             raise ValueError(
-                f"gpu_memory_utilization must be above 0 and at most 1, "
-                f"got {self.gpu_memory_utilization}"
+                f"enable_prefix_caching must be True or False, got {self.enable_prefix_caching!r}"
             )
+        if not isinstance(self.model, str | Path):
+            raise ValueError(f"model must be the path of a directory, got {self.model!r}")
         if not Path(self.model).is_dir():
             raise ValueError(
                 f"model {str(self.model)!r} is not a directory; expected a Hugging Face checkpoint "
@@ -118,8 +127,8 @@ def _resolve_dtype(
     if dtype == "auto":
         if device.type == "cpu":
             return torch.float32
-        return _DTYPES["float16" if model.dtype == "float32" else model.dtype]
-    if dtype not in _DTYPES:
+        return torch.bfloat16 if model.dtype == "bfloat16" else torch.float16
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ValueError(f"dtype must be 'auto' or one of {sorted(_DTYPES)}, got {dtype!r}")
     return _DTYPES[dtype]
 

@@ -7,11 +7,12 @@ prompt, and hands each completion's tokens to the detokenizer.
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from course_lib.engine.batch import Executor, ScheduledBatch, StepResult
@@ -29,6 +30,7 @@ from course_lib.model.config import CheckpointError, ModelConfig, read_json
 from course_lib.model.decoder import Decoder
 from course_lib.model.tokenizer import Tokenizer
 from course_lib.model.weights import check_weights, load_weights
+from course_lib.validation import whole_number
 
 #: A prompt as a caller may give it: text, token ids, or a dict with `prompt` or
 #: `prompt_token_ids`, and optionally `cache_salt`.
@@ -137,15 +139,19 @@ class LLMEngine:
         Raises:
             ValueError: the prompt or an option can never be served; nothing was queued.
         """
-        if request_id in self._groups:
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise ValueError(f"sampling_params must be SamplingParams, got {params!r}")
+        whole_number("priority", priority, at_least=-(2**63))
+        names = [request_id] if params.n == 1 else [f"{i}_{request_id}" for i in range(params.n)]
+        if request_id in self._groups or any(name in self._completions for name in names):
             raise ValueError(f"request id {request_id!r} is in use; give each request its own")
-        params = params or SamplingParams()
         text, token_ids, cache_salt = self._parse_prompt(prompt)
         self._check_tokens(token_ids, params)
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         requests = [
             Request(
-                request_id if params.n == 1 else f"{index}_{request_id}",
+                name,
                 token_ids,
                 params,
                 arrival_time=self.clock() if arrival_time is None else arrival_time,
@@ -154,7 +160,7 @@ class LLMEngine:
                 seed=seed + index,
                 cache_salt=cache_salt,
             )
-            for index in range(params.n)
+            for index, name in enumerate(names)
         ]
         for request in requests:  # the first one raises if any does: they are of one length
             self.scheduler.add_request(request)
@@ -251,12 +257,12 @@ class LLMEngine:
                 )
             cache_salt = prompt.get("cache_salt")
             if "prompt_token_ids" in prompt:
-                return prompt.get("prompt"), list(prompt["prompt_token_ids"]), cache_salt
+                return prompt.get("prompt"), _as_tokens(prompt["prompt_token_ids"]), cache_salt
             text = prompt["prompt"]
         elif isinstance(prompt, str):
             text = prompt
         else:
-            return None, list(prompt), cache_salt
+            return None, _as_tokens(prompt), cache_salt
         if self.tokenizer is None:
             raise ValueError(
                 f"{self.config.model} has no tokenizer.json, so text cannot be read; "
@@ -272,7 +278,7 @@ class LLMEngine:
             ("logit_bias", params.logit_bias or ()),
         ):
             for token in tokens:
-                if not isinstance(token, int) or not 0 <= token < vocab_size:
+                if type(token) is not int or not 0 <= token < vocab_size:
                     raise ValueError(
                         f"{name} has the token {token!r}; expected integers from 0 to "
                         f"{vocab_size - 1}, the vocabulary of the model"
@@ -282,6 +288,15 @@ class LLMEngine:
                 f"stop strings need a tokenizer, and {self.config.model} has no tokenizer.json; "
                 "use stop_token_ids"
             )
+
+
+def _as_tokens(prompt: Any) -> list[Any]:
+    """A prompt of token ids as a list; numpy's integers become Python's."""
+    if not isinstance(prompt, Iterable) or isinstance(prompt, str | bytes | Mapping):
+        raise ValueError(
+            f"a prompt must be a text, a list of token ids, or a dict with one, got {prompt!r}"
+        )
+    return [int(token) if isinstance(token, np.integer) else token for token in prompt]
 
 
 def _eos_token_ids(directory: Path, tokenizer: Tokenizer | None, vocab_size: int) -> frozenset[int]:

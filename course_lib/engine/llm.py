@@ -6,11 +6,12 @@ for output in llm.chat([{"role": "user", "content": "Where is my order A-1842?"}
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -21,7 +22,7 @@ from course_lib.engine.outputs import RequestOutput
 from course_lib.engine.sampling_params import RequestOutputKind, SamplingParams
 from course_lib.engine.scheduler import Scheduler
 from course_lib.engine.scheduler_base import SchedulerBase
-from course_lib.model.config import read_json
+from course_lib.model.config import CheckpointError, read_json
 from course_lib.model.tokenizer import Tokenizer
 
 Conversation = Sequence[dict[str, Any]]
@@ -104,6 +105,9 @@ class LLM:
                     "give one for each, or one for all"
                 )
         request_ids = [str(next(self._request_ids)) for _ in prompt_list]
+        for params in params_list:
+            if not isinstance(params, SamplingParams):
+                raise ValueError(f"sampling_params must be SamplingParams, got {params!r}")
         try:
             for request_id, prompt, params, rank in zip(
                 request_ids, prompt_list, params_list, priorities, strict=True
@@ -135,8 +139,8 @@ class LLM:
         self,
         messages: Conversation | Sequence[Conversation],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
         use_tqdm: bool = True,
+        *,
         add_generation_prompt: bool = True,
     ) -> list[RequestOutput]:
         """Answer one conversation or several, with the checkpoint's chat template.
@@ -186,7 +190,10 @@ class LLM:
         given = {name: stored[name] for name in names if stored.get(name) is not None}
         if stored.get("max_new_tokens") is not None:
             given["max_tokens"] = stored["max_new_tokens"]
-        return SamplingParams(**given)
+        try:
+            return SamplingParams(**given)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from None
 
 
 def replace_output_kind(params: SamplingParams, kind: RequestOutputKind) -> SamplingParams:
@@ -198,6 +205,8 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or several, as a list."""
     if isinstance(prompts, str | dict):
         return [prompts]
-    if prompts and all(isinstance(token, int) for token in prompts):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes):
+        raise ValueError(f"prompts must be a text, token ids, a dict or a list, got {prompts!r}")
+    prompt_list: list[Any] = list(prompts)
+    is_tokens = all(isinstance(token, int | np.integer) for token in prompt_list)
+    return [prompt_list] if prompt_list and is_tokens else prompt_list
