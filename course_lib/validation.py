@@ -37,7 +37,7 @@ def number(
     Raises:
         ValueError: it is not.
     """
-    good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, Real) and not isinstance(value, bool) and _is_finite(value)
     if (
         not good
         or (above is not None and value <= above)
@@ -52,6 +52,13 @@ def number(
         wanted = " ".join(["a number", " and ".join(limits)]).rstrip()
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
     return float(value)
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False
 
 
 def known_name(kind: str, name: Any, known: Iterable[str]) -> str:

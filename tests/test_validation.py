@@ -18,7 +18,7 @@ def test_what_is_no_whole_number_within_the_limits_is_refused_by_name(value):
         whole_number("slots", value, at_most=9)
 
 
-@pytest.mark.parametrize("value", [True, "1", None, math.nan, math.inf, 0, 1.5, 1j])
+@pytest.mark.parametrize("value", [True, "1", None, math.nan, math.inf, 10**400, 0, 1.5, 1j])
 def test_what_is_no_number_within_the_limits_is_refused_by_name(value):
     with pytest.raises(ValueError, match=r"share must be a number above 0 and at most 1, got"):
         number("share", value, above=0, at_most=1)

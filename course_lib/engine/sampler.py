@@ -137,7 +137,7 @@ def _draw(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
         logits = logits.masked_fill(logits < threshold, float("-inf"))
     if any(p.top_k > 0 or p.top_p < 1 for p in params):
         vocab_size = logits.shape[-1]
-        top_k = column([p.top_k if p.top_k > 0 else vocab_size for p in params])
+        top_k = column([min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params])
         # Above 1 for rows without top_p: a rounded sum may reach 1 before the end.
         top_p = column([p.top_p if p.top_p < 1 else 2.0 for p in params])
         logits = _keep_top(logits, top_k, top_p)

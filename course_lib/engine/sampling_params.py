@@ -4,13 +4,12 @@ A value that makes no sense raises `ValueError` here, at the edge, and not later
 that other people's requests share. How the values act on logits is in `sampler`.
 """
 
-import math
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from numbers import Integral, Real
 from typing import Any
+
+from course_lib.validation import number, whole_number
 
 #: Below this temperature sampling is greedy, as in vLLM.
 GREEDY_TEMPERATURE = 1e-5
@@ -89,10 +88,12 @@ class SamplingParams:
             raise ValueError(f"stop needs detokenize=True, as it looks at the text; got {stop!r}")
         self.stop_strings = stop
         stop_token_ids = _entries("stop_token_ids", self.stop_token_ids)
-        self.stop_token_ids = [_integer("stop_token_ids", token, 0) for token in stop_token_ids]
+        self.stop_token_ids = [
+            whole_number("stop_token_ids", token, at_least=0) for token in stop_token_ids
+        ]
         self._check_type("logit_bias", Mapping | None, "a dict of token ids and numbers")
         self.logit_bias = {
-            _token_id(token): _number(f"logit_bias[{token!r}]", bias, -100.0, 100.0)
+            _token_id(token): number(f"logit_bias[{token!r}]", bias, at_least=-100, at_most=100)
             for token, bias in (self.logit_bias or {}).items()
         }
         if self.greedy:
@@ -104,21 +105,19 @@ class SamplingParams:
 
     def _check_numbers(self) -> None:
         """Ranges; numpy's numbers become Python's."""
-        self.n = _integer("n", self.n, 1)
-        self.presence_penalty = _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        self.frequency_penalty = _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        self.repetition_penalty = _number(
-            "repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True
-        )
-        self.temperature = _number("temperature", self.temperature, 0.0, math.inf)
-        self.top_p = _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        self.top_k = _integer("top_k", self.top_k, -1)
-        self.min_p = _number("min_p", self.min_p, 0.0, 1.0)
-        self.min_tokens = _integer("min_tokens", self.min_tokens, 0)
+        self.n = whole_number("n", self.n, at_most=16_384)  # as vLLM's VLLM_MAX_N_SEQUENCES
+        for name in ("presence_penalty", "frequency_penalty"):
+            setattr(self, name, number(name, getattr(self, name), at_least=-2, at_most=2))
+        self.repetition_penalty = number("repetition_penalty", self.repetition_penalty, above=0)
+        self.temperature = number("temperature", self.temperature, at_least=0)
+        self.top_p = number("top_p", self.top_p, above=0, at_most=1)
+        self.top_k = whole_number("top_k", self.top_k, at_least=-1)
+        self.min_p = number("min_p", self.min_p, at_least=0, at_most=1)
+        self.min_tokens = whole_number("min_tokens", self.min_tokens, at_least=0)
         optional = {"seed": -(2**63), "max_tokens": 1, "logprobs": 0, "prompt_logprobs": 0}
         for name, low in optional.items():
             if getattr(self, name) is not None:
-                setattr(self, name, _integer(name, getattr(self, name), low))
+                setattr(self, name, whole_number(name, getattr(self, name), at_least=low))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(
                 f"min_tokens must not exceed max_tokens, got {self.min_tokens} > {self.max_tokens}"
@@ -135,24 +134,6 @@ def _require(condition: bool, name: str, expected: str, got: Any) -> None:
         raise ValueError(f"{name} must be {expected}, got {got!r}")
 
 
-def _integer(name: str, value: Any, low: int) -> int:
-    ok = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low
-    _require(ok, name, f"an integer of at least {low}", value)
-    return int(value)
-
-
-def _number(name: str, value: Any, low: float, high: float, open_low: bool = False) -> float:
-    ok = isinstance(value, Real) and not isinstance(value, bool)
-    if isinstance(value, int):
-        ok = ok and abs(value) <= sys.float_info.max  # `isfinite` cannot take a larger one
-    ok = ok and math.isfinite(value)
-    ok = ok and (low < value if open_low else low <= value) and value <= high
-    above = "above" if open_low else "at least"
-    limit = "" if high == math.inf else f" and at most {high:g}"
-    _require(ok, name, f"a finite number {above} {low:g}{limit}", value)
-    return float(value)
-
-
 def _entries(name: str, value: Any) -> list[Any]:
     """A list from a list, a tuple, a set or None."""
     is_list = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
@@ -163,4 +144,4 @@ def _entries(name: str, value: Any) -> list[Any]:
 def _token_id(value: Any) -> int:
     """A key of `logit_bias`; a string of digits, as JSON has it, counts too."""
     is_text = isinstance(value, str) and value.isdecimal() and len(value) < 20
-    return _integer("logit_bias token", int(value) if is_text else value, 0)
+    return whole_number("logit_bias token", int(value) if is_text else value, at_least=0)

@@ -249,6 +249,33 @@ def test_a_row_whose_tokens_are_all_forbidden_harms_nobody() -> None:
     assert 0 <= tokens[0] < VOCAB_SIZE and tokens[1:] == alone
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1e308},
+        {"temperature": 1e-5},
+        {"top_k": 10**400},
+        {"top_p": 1e-308},
+        {"repetition_penalty": 1e308},
+        {"repetition_penalty": 1e-308},
+        {"logprobs": 10**400},
+        {"seed": 10**400},
+        {"min_p": 1e-308, "top_p": 1 - 1e-16, "top_k": 1},
+    ],
+    ids=lambda options: ", ".join(options),
+)
+@pytest.mark.parametrize("spread", [0.0, 2.0, 1e4])
+def test_extreme_values_give_a_token_and_harm_nobody(
+    options: dict[str, Any], spread: float
+) -> None:
+    request = request_of(SamplingParams(**options), output=(1, 2))
+    fine = request_of(SamplingParams(), seed=3)
+    rows = torch.stack([random_logits(0, spread), random_logits(1)])
+    alone, _ = sample(rows[1:].clone(), [fine])
+    tokens, _ = sample(rows, [request, fine])
+    assert 0 <= tokens[0] < VOCAB_SIZE and tokens[1:] == alone
+
+
 def test_uniform_numbers_are_uniform_and_unrelated() -> None:
     table = np.array([[uniform(seed, index) for index in range(100)] for seed in range(100)])
     assert table.min() >= 0 and table.max() < 1

@@ -15,7 +15,7 @@ FINITE = [math.nan, math.inf, -math.inf, 10**400, "1", None, True, [1.0], 1j]
 INTEGER = [1.5, math.nan, math.inf, "3", True, [1], object()]
 
 BAD = {
-    "n": [*INTEGER, None, 0, -1],
+    "n": [*INTEGER, None, 0, -1, 10**6],
     "presence_penalty": [*FINITE, -2.1, 2.1],
     "frequency_penalty": [*FINITE, -2.1, 2.1],
     "repetition_penalty": [*FINITE, 0, -1],
