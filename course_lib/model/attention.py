@@ -84,10 +84,9 @@ class _TorchPlan:
 class TorchAttention:
     """Paged attention in PyTorch operations, batched across requests.
 
-    Requests are grouped by the power of two that their number of query tokens falls under, so that
-    padding at most doubles the work and a step has a handful of groups: the decodes, and a few of
-    chunks. Each group gathers its blocks and runs one `scaled_dot_product_attention`, in which the
-    query heads that share a KV head are packed as further query rows.
+    Requests of similar lengths form groups, which are padded to rectangles. Each group gathers its
+    blocks and runs one `scaled_dot_product_attention`, in which the query heads that share a KV
+    head are packed as further query rows.
     """
 
     name = "torch"
@@ -98,8 +97,7 @@ class TorchAttention:
     def plan(self, metadata: AttentionMetadata) -> _TorchPlan:
         """Group the requests and build their gather indices."""
         query_lens = np.diff(metadata.query_start_loc)
-        size_class = np.ceil(np.log2(query_lens)).astype(np.int64)
-        members = [np.flatnonzero(size_class == c) for c in np.unique(size_class)]
+        members = _similar_requests(query_lens, metadata.context_lens)
         slot_mapping = self._to_device(metadata.slot_mapping)
         if len(members) == 1 and (query_lens == query_lens[0]).all():  # above all: only decodes
             return _TorchPlan(slot_mapping, [self._group(metadata, members[0], None)], None)
@@ -107,9 +105,7 @@ class TorchAttention:
         groups = [self._group(metadata, m, r) for m, r in zip(members, rows, strict=True)]
         result_rows = np.empty(len(metadata.slot_mapping), dtype=np.int64)
         all_rows = np.concatenate([r.ravel() for r in rows])
-        result_rows[all_rows] = np.arange(
-            len(all_rows)
-        )  # padding gives the same as what it repeats
+        result_rows[all_rows] = np.arange(len(all_rows))  # padding equals what it repeats
         return _TorchPlan(slot_mapping, groups, self._to_device(result_rows))
 
     def _group(
@@ -210,6 +206,27 @@ class TorchAttention:
             bias = bias[:, None, None].expand(-1, -1, queries_per_kv, -1, -1)
             group.biases[sliding_window] = bias.flatten(2, 3)
         return group.biases[sliding_window]
+
+
+#: Requests in a group at most. Measured on 2 CPU cores with the shipped model, 64 decodes of mixed
+#: context lengths: fewer pay more for starting operations, more pay for padding.
+GROUP_SIZE = 16
+
+
+def _similar_requests(query_lens: np.ndarray, context_lens: np.ndarray) -> list[np.ndarray]:
+    """Indices of the requests of each group.
+
+    The query lengths of a group lie within a factor of two, so a decode is never padded to a chunk;
+    within that, requests are cut into groups in the order of their context lengths.
+    """
+    groups: list[np.ndarray] = []
+    size_class = np.ceil(np.log2(query_lens)).astype(np.int64)
+    for value in np.unique(size_class):
+        members = np.flatnonzero(size_class == value)
+        if len(members) > GROUP_SIZE:
+            members = members[np.argsort(context_lens[members], kind="stable")]
+        groups += np.split(members, range(GROUP_SIZE, len(members), GROUP_SIZE))
+    return groups
 
 
 def _padded_rows(query_start_loc: np.ndarray, requests: np.ndarray) -> np.ndarray:
