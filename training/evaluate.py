@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Protocol
 
 import torch
+import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -144,7 +145,8 @@ def engine_generator(model_dir: Path) -> Generator:
     def generate(prompts: Sequence[list[int]], max_tokens: int) -> list[Reply]:
         requests = [{"prompt_token_ids": prompt} for prompt in prompts]
         params = SamplingParams(temperature=0, max_tokens=max_tokens)
-        completions = [output.outputs[0] for output in llm.generate(requests, params)]
+        outputs = llm.generate(requests, params, use_tqdm=False)
+        completions = [output.outputs[0] for output in outputs]
         return [Reply(list(c.token_ids), c.text, c.finish_reason) for c in completions]
 
     return generate
@@ -351,6 +353,7 @@ def main(
 ) -> None:
     """Measures the shipped models and prints the figures of the model card."""
     console = Console()
+    transformers.utils.logging.disable_progress_bar()
     generator = transformers_generator if with_transformers else engine_generator
     figures, pairs = measure(target, draft, questions, min(compared, questions), generator)
     print_figures(figures, console)

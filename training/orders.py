@@ -66,8 +66,8 @@ class Order:
 
     @property
     def date(self) -> str:
-        """The date of purchase: even first digits are May, odd ones June."""
-        month = "May" if int(self.digits[0]) % 2 == 0 else "June"
+        """The date of purchase: the third digit, in May for what has arrived, else in June."""
+        month = "May" if self.in_hand else "June"
         return f"1{self.digits[2]} {month}"
 
     @property

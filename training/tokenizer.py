@@ -1,8 +1,8 @@
 """Trains the byte-level BPE tokenizer that both models share.
 
-Digits and the letter of an order number are tokens of their own, so that a model copies a number
-digit by digit and numbers it never saw work like any other. The chat template is ChatML; when a
-conversation brings no system message, it inserts the shop's long default prompt.
+Digits and the letter of an order number are tokens of their own, without the space before them,
+so that a model copies a number sign by sign and numbers it never saw work like any other. The chat
+template is ChatML; where a conversation brings no system message, it inserts the default prompt.
 
     tokenizer = train_tokenizer(seed=1)
     save_tokenizer(tokenizer, Path("data/models/merchant-chat"))
@@ -26,8 +26,17 @@ START_TOKEN = "<|im_start|>"
 END_TOKEN = "<|im_end|>"
 MAX_POSITION_EMBEDDINGS = 4096
 
-# Words with the space before them, single digits, runs of other signs, white space.
-PRE_TOKENIZER_PATTERN = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+PRE_TOKENIZER_PATTERN = "|".join(
+    (
+        r" (?=\p{L}[- ]?\p{N}{4})",  # the space before an order number
+        r"(?<!\p{L})\p{L}(?=[- ]?\p{N}{4})",  # the letter of an order number
+        r" ?\p{L}+",  # a word with the space before it
+        r"\p{N}",  # one digit
+        r" ?[^\s\p{L}\p{N}]+",  # a run of other signs
+        r"\s+(?!\S)",  # white space up to the next word's own space
+        r"\s+",
+    )
+)
 
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' -%}"

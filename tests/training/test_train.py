@@ -76,9 +76,9 @@ def test_a_packed_dialogue_gets_the_logits_that_it_gets_alone(tokenizer):
 
 
 def test_batches_are_well_filled_and_repeat_with_the_seed(tokenizer):
-    stage = Stage(share=1.0, row_tokens=768, default_system_share=0.7, max_turns=4)
-    first = list(islice(make_batches(tokenizer, stage, 3072, random.Random(2)), 3))
-    again = list(islice(make_batches(tokenizer, stage, 3072, random.Random(2)), 3))
+    stage = Stage(1.0, batch_tokens=3072, row_tokens=768, default_system_share=0.7, max_turns=4)
+    first = list(islice(make_batches(tokenizer, stage, random.Random(2)), 3))
+    again = list(islice(make_batches(tokenizer, stage, random.Random(2)), 3))
     for a, b in zip(first, again, strict=True):
         assert a.input_ids.shape == (4, 768)
         assert torch.equal(a.input_ids, b.input_ids)
@@ -98,9 +98,8 @@ def test_the_learning_rate_warms_up_stays_and_falls():
 def test_a_tiny_run_lowers_the_loss_and_its_checkpoint_loads(tokenizer, tmp_path):
     plan = TrainingPlan(
         total_tokens=30 * 512,
-        batch_tokens=512,
         warmup_steps=5,
-        curriculum=(Stage(share=1.0, row_tokens=256, default_system_share=0.0, max_turns=1),),
+        curriculum=(Stage(1.0, 512, row_tokens=256, default_system_share=0.0, max_turns=1),),
     )
     model, losses = train(TINY, tokenizer, plan)
     assert len(losses) == 30
