@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from course_lib import LLM, LLMEngine, RequestOutput, SamplingParams
 from course_lib.engine.batch import ScheduledBatch
@@ -159,6 +160,14 @@ def test_a_prompt_that_cannot_be_served_is_refused_with_a_sentence(
     assert_idle(llm)
 
 
+def test_the_last_token_of_the_vocabulary_is_served_and_the_one_after_it_is_not(llm: LLM) -> None:
+    vocab_size = llm.llm_engine.model_config.vocab_size
+    llm.generate([vocab_size - 1], greedy(1), use_tqdm=False)
+    with pytest.raises(ValueError, match=f"token {vocab_size}; expected integers from 0"):
+        llm.generate([vocab_size], greedy(1), use_tqdm=False)
+    assert_idle(llm)
+
+
 def test_one_bad_prompt_in_a_list_leaves_nothing_queued(llm: LLM) -> None:
     steps = llm.llm_engine.scheduler.stats.num_steps
     with pytest.raises(ValueError, match="the token 1000000"):
@@ -247,6 +256,17 @@ def test_chat_is_generate_on_the_templates_text(llm: LLM) -> None:
     [open_end] = llm.chat(first, greedy(), use_tqdm=False, add_generation_prompt=False)
     assert open_end.prompt == prompts[0]
     assert_idle(llm)
+
+
+def test_chat_adds_no_special_tokens_to_those_of_the_template(copy: Path) -> None:
+    tokenizer = byte_tokenizer()
+    bos = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    save_tokenizer(copy, tokenizer)
+    llm = LLM(copy, **OPTIONS)
+    [chat] = llm.chat([{"role": "user", "content": TEXT}], greedy(1), use_tqdm=False)
+    [text] = llm.generate(TEXT, greedy(1), use_tqdm=False)
+    assert chat.prompt_token_ids.count(bos) == text.prompt_token_ids.count(bos) == 1
 
 
 # Ends, stop strings, streaming.

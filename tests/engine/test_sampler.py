@@ -108,6 +108,14 @@ def test_draws_follow_the_distribution_of_transformers(options: dict[str, Any]) 
     assert_drawn_from(draws(logits, params), warped(logits, params))
 
 
+def test_the_draws_of_one_request_at_its_positions_follow_the_distribution_too() -> None:
+    logits, params = random_logits(), SamplingParams(temperature=0.8)
+    requests = [request_of(params, output=(0,) * n, seed=5) for n in range(NUM_DRAWS)]
+    tokens, _ = sample(logits.repeat(NUM_DRAWS, 1), requests)
+    counts = np.bincount(tokens, minlength=VOCAB_SIZE)
+    assert_drawn_from(counts, warped(logits, params))
+
+
 def test_greedy_takes_the_largest_and_no_filter_changes_that() -> None:
     logits = torch.stack([random_logits(seed) for seed in range(20)])
     params = SamplingParams(temperature=0, top_k=3, top_p=0.5, min_p=0.2)

@@ -117,6 +117,8 @@ def test_kv_bytes_count_keys_and_values_of_all_layers() -> None:
         ({"max_position_embeddings": -1}, "max_position_embeddings must be a positive"),
         ({"rms_norm_eps": "tiny"}, "rms_norm_eps must be a positive number, found 'tiny'"),
         ({"rms_norm_eps": math.nan}, "rms_norm_eps must be a positive number, found nan"),
+        ({"rms_norm_eps": math.inf}, "rms_norm_eps must be a positive number, found inf"),
+        ({"rope_theta": 10**400}, "rope_theta must be a positive number, found 1000"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false, found 'no'"),
         ({"mlp_bias": 1}, "mlp_bias must be true or false, found 1"),
         ({"dtype": "int8"}, "dtype must be float64.*found 'int8'"),
