@@ -34,16 +34,14 @@ def case(
 
 
 def generated(llm: LLM, prompts: list[list[int]]) -> list[list[int]]:
-    outputs = llm.generate(
-        [{"prompt_token_ids": p} for p in prompts], GREEDY, use_tqdm=False
-    )
+    outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], GREEDY, use_tqdm=False)
     return [output.outputs[0].token_ids for output in outputs]
 
 
 @pytest.mark.parametrize("block_size", [8, 16])
 def test_one_batch_cold_and_warm(case, block_size: int) -> None:
     directory, prompts, expected = case
-    llm = LLM(directory, block_size=block_size)
+    llm = LLM(directory, dtype="float32", block_size=block_size)
     assert generated(llm, prompts) == expected
     stats = llm.llm_engine.scheduler.stats
     hits = stats.prefix_cache_hits
@@ -57,6 +55,7 @@ def test_small_cache_and_budget(case, block_size: int) -> None:
     directory, prompts, expected = case
     llm = LLM(
         directory,
+        dtype="float32",
         block_size=block_size,
         max_model_len=96,
         num_gpu_blocks_override=1 + 112 // block_size,
@@ -69,7 +68,7 @@ def test_small_cache_and_budget(case, block_size: int) -> None:
 
 def test_without_prefix_caching(case) -> None:
     directory, prompts, expected = case
-    llm = LLM(directory, enable_prefix_caching=False, max_num_batched_tokens=50)
+    llm = LLM(directory, dtype="float32", enable_prefix_caching=False, max_num_batched_tokens=50)
     assert generated(llm, prompts) == expected
     assert generated(llm, prompts) == expected
     assert llm.llm_engine.scheduler.stats.prefix_cache_hits == 0
@@ -81,7 +80,7 @@ def test_sharded_checkpoint(tmp_path: Path) -> None:
     assert len(list(directory.glob("*.safetensors"))) > 1
     prompt = list(range(20))
     expected = greedy_tokens(model, prompt, NUM_TOKENS)
-    assert generated(LLM(directory), [prompt]) == [expected]
+    assert generated(LLM(directory, dtype="float32"), [prompt]) == [expected]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
