@@ -1,41 +1,16 @@
-"""The plots of the notebooks, in one style.
+"""Plots of the first notebooks: a request's timeline, slots, steps, throughput and latency."""
 
-Each function takes what the engine measured and returns a finished figure with title, units and a
-caption, which a notebook shows by naming it in the last line of a cell. Colours mean the same in
-every plot, and can be told apart by colour-blind readers.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from course_lib.classroom.plots.style import COLORS, REPLY_COLORS, STYLE, caption, stacked_figure
 from course_lib.engine.batch import ScheduledBatch
 from course_lib.engine.request import RequestMetrics
 from course_lib.sizing.batching import simulate_slots, slot_schedule
-
-# Of the palette by Okabe and Ito, https://jfly.uni-koeln.de/color/
-COLORS = {"queue": "#999999", "prefill": "#0072B2", "decode": "#E69F00", "accent": "#D55E00"}
-REPLY_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
-
-STYLE: dict[Any, Any] = {
-    "figure.dpi": 100,
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e5e5e5",
-    "legend.frameon": False,
-}
 
 
 def plot_request_timeline(metrics: RequestMetrics, title: str = "One request") -> Figure:
@@ -58,13 +33,13 @@ def plot_request_timeline(metrics: RequestMetrics, title: str = "One request") -
         "prefill": (scheduled, tokens[0]),
         "decode": (tokens[0], tokens[-1]),
     }
-    with _figure(2, height_ratios=[1.2, 1]) as (figure, (lanes, latencies)):
+    with stacked_figure(2, height_ratios=[1.2, 1]) as (figure, (lanes, latencies)):
         _draw_phases(lanes, phases, tokens)
         lanes.set_title(f"{title}: where the time went")
         _draw_token_latencies(latencies, tokens)
         latencies.set_xlabel("time since the request arrived (ms)")
         latencies.set_xlim(-0.01 * tokens[-1], 1.01 * tokens[-1])
-        _caption(
+        caption(
             figure,
             "Each white line is a token. TTFT, the time to first token, is queue and prefill;\n"
             "TPOT, the time per output token, is the mean of the bars. "
@@ -106,7 +81,7 @@ def plot_slots(reply_lengths: Sequence[int], slots: int) -> Figure:
         reply_lengths: in tokens, in the order of arrival.
         slots: replies that are written at once.
     """
-    with _figure(2, height_ratios=[1, 1]) as (figure, panels):
+    with stacked_figure(2, height_ratios=[1, 1]) as (figure, panels):
         for ax, continuous in zip(panels, (False, True), strict=True):
             usage = simulate_slots(reply_lengths, slots, continuous)
             ax.barh(range(slots), usage.token_steps, color="#eeeeee", hatch="///", edgecolor="w")
@@ -131,7 +106,7 @@ def plot_slots(reply_lengths: Sequence[int], slots: int) -> Figure:
             ax.set_ylim(slots - 0.5, -0.5)
             ax.grid(axis="y", visible=False)
         panels[-1].set_xlabel("step")
-        _caption(figure, "Each block is a reply, one token a step. Hatched: the slot stands empty.")
+        caption(figure, "Each block is a reply, one token a step. Hatched: the slot stands empty.")
     return figure
 
 
@@ -142,7 +117,7 @@ def plot_steps(batches: Sequence[ScheduledBatch]) -> Figure:
         batches: of the steps, in order.
     """
     rows: dict[str, int] = {}
-    with _figure(2, height_ratios=[2.2, 1]) as (figure, (lanes, totals)):
+    with stacked_figure(2, height_ratios=[2.2, 1]) as (figure, (lanes, totals)):
         tokens = {"prefill": [0] * len(batches), "decode": [0] * len(batches)}
         for step, batch in enumerate(batches):
             for entry in batch.scheduled:
@@ -163,7 +138,7 @@ def plot_steps(batches: Sequence[ScheduledBatch]) -> Figure:
         totals.set_ylabel("tokens")
         totals.set_xlabel("step")
         totals.legend(ncols=2, loc="upper right")
-        _caption(
+        caption(
             figure,
             "Blue: tokens of the request's prompt. Orange: one token of its reply.",
         )
@@ -197,7 +172,7 @@ def plot_throughput_and_ttft(
         waits.set_ylabel("s")
         waits.set_xlabel("requests, the soonest served first")
         waits.legend()
-        _caption(
+        caption(
             figure, "Measured on this machine. Higher is better on the left, lower on the right."
         )
         plt.close(figure)
@@ -207,18 +182,3 @@ def plot_throughput_and_ttft(
 def _ms(value: float) -> str:
     """A time in milliseconds with two significant digits, or all of them from 10 on."""
     return f"{value:.0f} ms" if value >= 10 else f"{value:.2g} ms"
-
-
-@contextmanager
-def _figure(rows: int, height_ratios: list[float]) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of panels under each other on one x axis, closed so that it is shown once."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            rows, 1, sharex=True, figsize=(8.4, 4.4), height_ratios=height_ratios
-        )
-        yield figure, list(axes)
-        plt.close(figure)
-
-
-def _caption(figure: Figure, text: str) -> None:
-    figure.supxlabel(text, fontsize=9, color="#555555", x=0.01, ha="left")

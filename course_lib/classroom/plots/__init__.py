@@ -1,0 +1,30 @@
+"""The plots of the notebooks, in one style.
+
+Each function takes what the engine measured and returns a finished figure with title, units and a
+caption, which a notebook shows by naming it in the last line of a cell. Colours mean the same in
+every plot, and can be told apart by colour-blind readers.
+"""
+
+from course_lib.classroom.plots.batching import (
+    plot_request_timeline,
+    plot_slots,
+    plot_steps,
+    plot_throughput_and_ttft,
+)
+from course_lib.classroom.plots.sizing import (
+    plot_context_growth,
+    plot_gpus_needed,
+    plot_memory,
+    plot_mig_fits,
+)
+
+__all__ = [
+    "plot_context_growth",
+    "plot_gpus_needed",
+    "plot_memory",
+    "plot_mig_fits",
+    "plot_request_timeline",
+    "plot_slots",
+    "plot_steps",
+    "plot_throughput_and_ttft",
+]
