@@ -74,7 +74,7 @@ _ANGRY_OPENINGS = (
     "I am very angry.",
     "Come on.",
     "I am fed up with this.",
-    "This is the third time I am writing.",
+    "This is the third time I write.",
 )
 _ANGRY_CLOSINGS = (
     "This is terrible service.",
@@ -223,8 +223,7 @@ _CONTRACTIONS = (
     ("has not", "hasn't"),
     ("have not", "haven't"),
     ("I would", "I'd"),
-    ("I have moved", "I've moved"),
-    ("I have been", "I've been"),
+    ("I have", "I've"),
     ("was not", "wasn't"),
     ("could not", "couldn't"),
 )
@@ -304,8 +303,8 @@ def _right_replies(intent: Intent, turn: Turn) -> list[str]:
 def _number_requests(intent: Intent, angry: bool) -> list[str]:
     """The replies to a question about an order whose number is missing."""
     replies = [
-        f"Please send me the order number, so that I can {intent.asks}. You can find it in "
-        "your confirmation email, and it looks like a letter, a dash and four digits.",
+        f"Please send me the order number, so that I can {intent.asks}. You find it in your "
+        "confirmation email, and it looks like a letter, a dash and four digits.",
         f"Which order is it? With the order number I can {intent.asks}.",
     ]
     return [_soothe(text) for text in replies] if angry else replies
@@ -347,21 +346,8 @@ def make_system_prompt(rng: random.Random) -> tuple[str, Shop]:
         "Write at most three sentences.",
         "Stay friendly.",
         "Refunds take 5 working days.",
-        "Delivery is free from $50.",
-        "Exchanges are free.",
-        "Our carriers are Swiftline, Harbour Post, Bluecart and Greenmile.",
-        "The order record says where a parcel is.",
-        "An order can be cancelled only while it is being packed.",
-        "Every item has a warranty of two years.",
-        "People answer the phone from Monday to Saturday, 9 am to 6 pm.",
-        "Do not talk about other shops.",
-        "Customers are often in a hurry, so come to the point.",
-        "If a question is not about the shop, say so politely.",
-        "The email address is help@fernhill.example.",
-        "Orders leave our warehouse within one working day.",
     ]
-    num_extras = rng.randrange(4) if rng.random() < 0.8 else rng.randrange(4, len(extras) + 1)
-    sentences += rng.sample(extras, num_extras)
+    sentences += rng.sample(extras, rng.randrange(0, 4))
     return " ".join(sentences), shop
 
 
@@ -450,13 +436,10 @@ def make_dialogue(
             continue
 
         if order is None and rng.random() < 0.10:
-            # The number is missing or lacks its letter: ask for it; the next turn may bring it.
-            question = _first_question(rng, intent, None, details)
-            if rng.random() < 0.2:
-                digits = f"order {rng.randrange(10**4):04d}"
-                question = rng.choice(intent.questions).format(order=digits, **details)
-                question = _capitalise(question.replace("my order", "order"))
-            question = _dress(rng, question, first=first, angry=angry)
+            # The number is missing: ask for it; the next turn may bring it.
+            question = _dress(
+                rng, _first_question(rng, intent, None, details), first=first, angry=angry
+            )
             say(question, _number_requests(intent, angry), "ask_for_number", None)
             if len(exchanges) < max_turns and rng.random() < 0.8:
                 order = random_order(rng, held_out=held_out)

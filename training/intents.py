@@ -119,7 +119,7 @@ def _late(t: Turn) -> list[str]:
     elif o.status == "packing":
         tail = "It took us longer than the one working day that we promise."
     else:
-        tail = f"If nothing has come two days after that, I will ask {o.carrier} to find it."
+        tail = f"If nothing has come two days later, I will ask {o.carrier} to search for it."
     return [
         f"I am sorry that you have to wait. {_status_sentence(o)} {tail}",
         f"I understand that this is annoying. {_status_sentence(o)} {tail}",
@@ -326,7 +326,7 @@ def _discount(t: Turn) -> list[str]:
     percent = t.code[-2:]
     text = (
         f"Please type the code {t.code} in the basket before you pay, and {percent} percent comes "
-        "off the price. It works once per customer, but not on sale items."
+        "off the price. It works once per customer and not on items in the sale."
     )
     return [text, f"Let me explain. {text}"]
 

@@ -73,9 +73,9 @@ class Stage:
 # Copying an order number is learned first, on short dialogues; then the long prompt comes in.
 CURRICULUM = (
     Stage(share=0.25, batch_tokens=2304, row_tokens=384, default_system_share=0.0, max_turns=2),
-    Stage(share=0.60, batch_tokens=3840, row_tokens=768, default_system_share=0.75, max_turns=4),
+    Stage(share=0.50, batch_tokens=3840, row_tokens=768, default_system_share=0.75, max_turns=4),
     Stage(
-        share=0.15,
+        share=0.25,
         batch_tokens=2 * TRAINED_LENGTH,
         row_tokens=TRAINED_LENGTH,
         default_system_share=0.85,
@@ -88,8 +88,8 @@ CURRICULUM = (
 class TrainingPlan:
     """How long and how fast to train."""
 
-    total_tokens: int = 10_000_000
-    peak_learning_rate: float = 2e-3
+    total_tokens: int = 6_500_000
+    peak_learning_rate: float = 3e-3
     warmup_steps: int = 100
     decay_share: float = 0.4  # the last part of the steps, in which the rate falls to zero
     weight_decay: float = 0.05
