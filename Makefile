@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FIRST_NOTEBOOK := labs/00_start_here.ipynb
-NOTEBOOK ?= solutions/*.ipynb
+NOTEBOOK ?= $(shell find solutions -name '*.ipynb' -not -path '*/.*' | sort)
 JUPYTER_ARGS ?=
 # Jupyter asks for this word where the user is root, as in a container.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
