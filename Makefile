@@ -58,6 +58,9 @@ format: $(STAMP)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+# One thread: on a busy machine two that wait for each other make the kept timings meaningless.
+solutions: export OMP_NUM_THREADS ?= 1
+solutions: export COURSE_PARTS_DIR := $(abspath $(VENV))/parts
 solutions: $(STAMP)
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $(NOTEBOOK)
 
