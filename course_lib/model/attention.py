@@ -5,9 +5,10 @@ anywhere; `FunctionAttention` runs any function with the contract of
 `kernels.paged_attention`, a student's own among them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,14 +28,17 @@ class AttentionMetadata:
     block_size: int
 
 
-class AttentionBackend(Protocol):
-    """What the decoder needs of a backend."""
+class AttentionBackend(ABC):
+    """What the decoder needs of a backend. A plan has at least the step's `slot_mapping`."""
 
     name: str
 
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @abstractmethod
     def plan(self, metadata: AttentionMetadata) -> Any:
         """Prepare what all layers of a step share."""
-        ...
 
     def write(
         self,
@@ -45,8 +49,9 @@ class AttentionBackend(Protocol):
         plan: Any,
     ) -> None:
         """Store this step's keys and values, `[num_tokens, num_kv_heads, head_dim]`, in place."""
-        ...
+        write_kv_cache(k, v, k_cache, v_cache, plan.slot_mapping)
 
+    @abstractmethod
     def attend(
         self,
         q: torch.Tensor,
@@ -58,7 +63,9 @@ class AttentionBackend(Protocol):
         sliding_window: int | None,
     ) -> torch.Tensor:
         """Attention output, `[num_tokens, num_heads, head_dim]` like `q`."""
-        ...
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
 
 @dataclass
@@ -81,7 +88,7 @@ class _TorchPlan:
     result_rows: torch.Tensor | None
 
 
-class TorchAttention:
+class TorchAttention(AttentionBackend):
     """Paged attention in PyTorch operations, batched across requests.
 
     Requests of similar lengths form groups, which are padded to rectangles. Each group gathers its
@@ -90,9 +97,6 @@ class TorchAttention:
     """
 
     name = "torch"
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
 
     def plan(self, metadata: AttentionMetadata) -> _TorchPlan:
         """Group the requests and build their gather indices."""
@@ -126,20 +130,6 @@ class TorchAttention:
             positions=self._to_device(positions),
             biases={},
         )
-
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
-
-    def write(
-        self,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        plan: _TorchPlan,
-    ) -> None:
-        """Store keys and values in the slots of their tokens."""
-        write_kv_cache(k, v, k_cache, v_cache, plan.slot_mapping)
 
     def attend(
         self,
@@ -248,38 +238,22 @@ class _FunctionPlan:
     slot_mapping: torch.Tensor
 
 
-class FunctionAttention:
+class FunctionAttention(AttentionBackend):
     """Runs a function with the contract of `kernels.paged_attention` as a backend."""
 
     def __init__(self, function: Callable[..., torch.Tensor], device: torch.device) -> None:
+        super().__init__(device)
         self.function = function
-        self.device = device
         self.name = getattr(function, "__name__", type(function).__name__)
 
     def plan(self, metadata: AttentionMetadata) -> _FunctionPlan:
         """Copy the metadata to the device."""
         return _FunctionPlan(
-            *(
-                torch.from_numpy(array).to(self.device)
-                for array in (
-                    metadata.block_tables,
-                    metadata.context_lens,
-                    metadata.query_start_loc,
-                    metadata.slot_mapping,
-                )
-            )
+            block_tables=self._to_device(metadata.block_tables),
+            context_lens=self._to_device(metadata.context_lens),
+            query_start_loc=self._to_device(metadata.query_start_loc),
+            slot_mapping=self._to_device(metadata.slot_mapping),
         )
-
-    def write(
-        self,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        plan: _FunctionPlan,
-    ) -> None:
-        """Store keys and values in the slots of their tokens."""
-        write_kv_cache(k, v, k_cache, v_cache, plan.slot_mapping)
 
     def attend(
         self,
