@@ -1,11 +1,14 @@
 """The student notebooks as they are handed out: they run through, and nothing counts as solved."""
 
+import importlib
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from course_lib.classroom.checks import CheckFailed, check, find_exercise
 
 ROOT = Path(__file__).parents[2]
 LABS = sorted(
@@ -35,8 +38,6 @@ def test_an_unsolved_lab_runs_and_reports_every_exercise(
 
 @pytest.mark.parametrize("path", LABS, ids=lambda path: path.stem)
 def test_points_in_the_notebook_are_those_of_the_exercise(path: Path) -> None:
-    from course_lib.classroom.checks import find_exercise
-
     for cell in nbformat.read(path, as_version=4).cells:
         grading = cell.metadata.get("nbgrader", {})
         if grading.get("grade") and cell.cell_type == "code":
@@ -44,6 +45,36 @@ def test_points_in_the_notebook_are_those_of_the_exercise(path: Path) -> None:
             (exercise,) = re.findall(r'^check\("([A-C]\d\.\d)"', last_line)
             assert grading["points"] == find_exercise(exercise).points
             assert grading["locked"] and not cell.metadata["editable"]
+
+
+@pytest.mark.parametrize("path", LABS, ids=lambda path: path.stem)
+def test_a_wrong_answer_loses_that_exercise_only_and_right_ones_keep_theirs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The notebook's own check cells, with answers put in place of its answer cells."""
+    monkeypatch.setenv("COURSE_PARTS_DIR", str(tmp_path))
+    answers = importlib.import_module(f"tests.classroom.answers_{path.stem[:2]}")
+    full = {e: find_exercise(e).points for e in answers.RIGHT}
+    for style in range(2):
+        right = {exercise: answers.RIGHT[exercise][style] for exercise in full}
+        assert _credit(path, right) == full
+        for exercise, wrong_answers in answers.WRONG.items():
+            for wrong in wrong_answers:
+                assert _credit(path, {**right, exercise: wrong}) == {**full, exercise: 0}, wrong
+
+
+def _credit(path: Path, answers: dict[str, object]) -> dict[str, float]:
+    """Points of each exercise, as the check cells of the notebook give them."""
+    credit = {}
+    for source in _sources(nbformat.read(path, as_version=4)):
+        found = re.search(r'^check\("([A-C]\d\.\d)", (\w+)\)$', source, re.MULTILINE)
+        if found:
+            exercise, name = found.groups()
+            try:
+                credit[exercise] = eval(source, {"check": check, name: answers[exercise]})
+            except CheckFailed:
+                credit[exercise] = 0
+    return credit
 
 
 def _sources(notebook: nbformat.NotebookNode) -> list[str]:
