@@ -69,3 +69,14 @@ def test_the_core_needs_no_extra(statement):
 def test_the_core_imports_on_macos_which_has_no_triton(statement):
     # PyTorch comes first: its Linux build would look for macOS's own modules.
     run_without(["triton"], f"import sys, torch; sys.platform = 'darwin'\n{statement}")
+
+
+def test_another_package_named_kernels_is_named_with_the_cure(tmp_path):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("def get_kernel(name): ...\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import course_lib.model"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode != 0
+    last_line = result.stderr.strip().splitlines()[-1]
+    assert "ImportError" in last_line and str(tmp_path) in last_line
+    assert "pip uninstall kernels" in last_line
