@@ -20,7 +20,10 @@ def own_functions(obj: Any) -> list[types.FunctionType]:
         member.fget if isinstance(member, property) else getattr(member, "__func__", member)
         for member in vars(obj).values()
     )
-    return [member for member in members if isinstance(member, types.FunctionType)]
+    functions = [member for member in members if isinstance(member, types.FunctionType)]
+    if isinstance(obj, type):  # from Python 3.13 on, a dataclass has a method of `dataclasses`
+        functions = [function for function in functions if function.__module__ == obj.__module__]
+    return functions
 
 
 def names_in(code: types.CodeType) -> set[str]:
