@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from course_lib.classroom.ownership import NotYourOwn, check_is_own, reference_blocked
-from course_lib.classroom.parts import load_object, save_part
+from course_lib.classroom.parts import is_own, load_file, load_object, save_part
 from course_lib.classroom.source import source_of
 
 TIME_LIMIT_S = 60
@@ -106,19 +106,42 @@ def check(exercise_id: str, answer: Any, *, seed: int | None = None) -> float:
     except NotImplementedError:
         print(f"Exercise {exercise.id} is not implemented yet. 0 of {exercise.points} points.")
         if exercise.part:
-            print(f"The notebook goes on with the course's own {exercise.part}.")
+            print(f"The notebook goes on with {_whose(exercise.part)} {exercise.part}.")
         return 0.0
     except NotYourOwn as error:
         raise CheckFailed(f"Exercise {exercise.id}: {error}") from None
     except Mismatch as error:
         raise CheckFailed(_failure(exercise, str(error), error.hint, seed)) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CheckFailed(_failure(exercise, _describe(error), None, seed)) from error
     print(f"Exercise {exercise.id} passed. {exercise.points} of {exercise.points} points.")
     if exercise.part:
-        save_part(exercise.part, answer)
-        print(f"Saved in my_engine: from here on, the course runs on your {exercise.part}.")
+        _save(exercise, answer)
     return float(exercise.points)
+
+
+def _save(exercise: Exercise, answer: Any) -> None:
+    """Keep a part that has passed. Whatever goes wrong with that costs no points."""
+    assert exercise.part is not None
+    try:
+        save_part(exercise.part, answer, exercise.id)
+    except Exception as error:
+        print(f"It was not saved for later: {error}")
+        print(
+            "Define all that it uses in the cell of the answer, and check again. Until then the "
+            f"course runs on {_whose(exercise.part)} {exercise.part}."
+        )
+    else:
+        print(f"Saved in my_engine: from here on, the course runs on your {exercise.part}.")
+
+
+def _whose(part: str) -> str:
+    return "your last saved" if is_own(part) else "the course's own"
+
+
+def verify_file(path: str, exercise_id: str) -> None:
+    """Run the oracle of an exercise on a saved part; for `save_part`, in a process of its own."""
+    find_exercise(exercise_id).verify(load_file(path), random.Random(0))
 
 
 def _failure(exercise: Exercise, difference: str, hint_that_fits: str | None, seed: int) -> str:
@@ -134,7 +157,7 @@ def _failure(exercise: Exercise, difference: str, hint_that_fits: str | None, se
     return "\n".join(lines)
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """An error that the student's code raised, with its line."""
     if isinstance(error, _OutOfTime):
         return f"it did not end within {TIME_LIMIT_S} s; is there a loop that never stops?"

@@ -8,6 +8,7 @@ checked; repeated by comparing the programs with names, comments and annotations
 import ast
 import builtins
 import importlib
+import inspect
 import textwrap
 import types
 from collections.abc import Iterator
@@ -31,20 +32,22 @@ def check_is_own(answer: Any, reference: str) -> None:
     """
     target = load_object(reference)
     module, name = reference.split(":")
+    answer = inspect.unwrap(answer) if callable(answer) else answer
     if not isinstance(answer, types.FunctionType | type):
         raise NotYourOwn(f"expected the function or class that you wrote, got {answer!r}")
     if answer is target or (isinstance(answer, type) and target in answer.__mro__):
         raise NotYourOwn(f"this is the course's own {name}, or derives from it; write your own.")
     for used in _objects_used(answer):
-        helper = isinstance(used, types.FunctionType) and used.__module__ == module
-        if used is target or helper:
+        home = used.__name__ if isinstance(used, types.ModuleType) else used.__module__
+        helper = isinstance(used, types.FunctionType) and home == module
+        if used is target or helper or home.startswith("course_lib.classroom"):
             raise NotYourOwn(f"it uses the course's own {used.__name__}; write it without.")
     try:
         own = source_of(answer)
     except OSError:
         raise NotYourOwn("its source code was not found; define it in a notebook cell.") from None
-    if _refers_to_module(own, module):
-        raise NotYourOwn(f"it imports the module of the course's own {name}; write it without.")
+    if any(name.startswith("course_lib.classroom") for name in _modules_imported(own)):
+        raise NotYourOwn("it imports the course's checks; write it without.")
     if _fingerprint(own) == _fingerprint(source_of(target)):
         raise NotYourOwn(f"it is the course's own {name} word by word; write it in your own way.")
 
@@ -80,44 +83,70 @@ def _objects_used(answer: Any) -> Iterator[Any]:
         function = queue.pop()
         for name in names_in(function.__code__):
             used = function.__globals__.get(name)
-            if used is None or id(used) in seen:
+            if id(used) in seen or not isinstance(used, _NAMED):
                 continue
             seen.add(id(used))
             yield used
-            if getattr(used, "__module__", None) == function.__module__ and isinstance(
-                used, types.FunctionType | type
-            ):
+            is_code = isinstance(used, types.FunctionType | type)
+            if is_code and used.__module__ == function.__module__:
                 queue.extend(own_functions(used))
 
 
-def _refers_to_module(source: str, module: str) -> bool:
+_NAMED = types.FunctionType | type | types.ModuleType
+
+
+def _modules_imported(source: str) -> set[str]:
+    modules: set[str] = set()
     for node in ast.walk(ast.parse(textwrap.dedent(source))):
-        if isinstance(node, ast.Import) and any(alias.name == module for alias in node.names):
-            return True
-        if isinstance(node, ast.ImportFrom) and node.module == module:
-            return True
-    return False
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            modules.add(node.module or "")
+    return modules
 
 
 def _fingerprint(source: str) -> str:
     """The program's structure with docstrings, annotations and names of its own taken out."""
-    tree = ast.parse(textwrap.dedent(source))
+    tree = _Plain().visit(ast.parse(textwrap.dedent(source)))
     names: dict[str, str] = {}
+    defined = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
 
     def neutral(name: str) -> str:
         return name if hasattr(builtins, name) else names.setdefault(name, f"n{len(names)}")
 
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            if ast.get_docstring(node) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
             node.name = neutral(node.name)
-        if isinstance(node, ast.FunctionDef):
-            node.returns = None
-        if isinstance(node, ast.arg):
-            node.arg, node.annotation = neutral(node.arg), None
-        if isinstance(node, ast.Name):
+        elif isinstance(node, ast.arg):
+            node.arg = neutral(node.arg)
+        elif isinstance(node, ast.Name):
             node.id = neutral(node.id)
-        if isinstance(node, ast.AnnAssign):
-            node.annotation = ast.Constant(None)
+        elif isinstance(node, ast.Attribute) and node.attr in defined:
+            node.attr = neutral(node.attr)
     return ast.dump(tree)
+
+
+class _Plain(ast.NodeTransformer):
+    """Takes out docstrings and annotations."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        self._without_docstring(node)
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        self._without_docstring(node)
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        if node.value is None:
+            return None
+        return self.generic_visit(ast.Assign([node.target], node.value, lineno=node.lineno))
+
+    def _without_docstring(self, node: ast.FunctionDef | ast.ClassDef) -> None:
+        if ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]

@@ -5,16 +5,18 @@ A part whose check passes is written to `labs/my_engine/` as a plain Python file
 them.
 """
 
-import ast
 import importlib
 import importlib.util
+import inspect
 import os
+import subprocess
+import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from course_lib.classroom.source import own_functions, source_of
+from course_lib.classroom.source import global_names, own_functions, source_of
 from course_lib.data import DATA_DIR
 
 
@@ -61,7 +63,7 @@ def part(name: str) -> Any:
     """The student's own version of a part if its check has passed, else the course's."""
     found = find_part(name)
     path = parts_dir() / f"{name}.py"
-    return _load_file(path) if path.exists() else load_object(found.home)
+    return load_file(path) if path.exists() else load_object(found.home)
 
 
 def is_own(name: str) -> bool:
@@ -69,13 +71,13 @@ def is_own(name: str) -> bool:
     return (parts_dir() / f"{find_part(name).name}.py").exists()
 
 
-def _load_file(path: Path) -> Any:
+def load_file(path: str | Path) -> Any:
     """The object that a saved part's `PART` names.
 
     Raises:
         ValueError: the file does not run; the message says what to do.
     """
-    spec = importlib.util.spec_from_file_location(f"my_engine_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"my_engine_{Path(path).stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
@@ -88,11 +90,13 @@ def _load_file(path: Path) -> Any:
         ) from error
 
 
-def save_part(name: str, answer: Any) -> Path:
+def save_part(name: str, answer: Any, exercise_id: str) -> Path:
     """Write an answer as a file that runs on its own. Returns its path.
 
+    The file is kept only if it passes the exercise's check in a process of its own.
+
     Raises:
-        ValueError: it depends on something of the notebook that cannot be written down.
+        ValueError: it depends on something of the notebook that was not written down with it.
     """
     path = parts_dir() / f"{find_part(name).name}.py"
     text = _as_module(name, answer)
@@ -100,7 +104,14 @@ def save_part(name: str, answer: Any) -> Path:
     draft = path.with_suffix(".draft.py")
     draft.write_text(text, encoding="utf-8")
     try:
-        _load_file(draft)
+        code = (
+            "import sys; from course_lib.classroom.checks import verify_file as v; v(*sys.argv[1:])"
+        )
+        command = [sys.executable, "-c", code, str(draft), exercise_id]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if result.returncode != 0:
+            reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ValueError(f"on its own, without the notebook, it does not work: {reason}")
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -116,19 +127,21 @@ def _as_module(name: str, answer: Any) -> str:
     def add(obj: Any) -> None:
         source = source_of(obj)
         namespace = own_functions(obj)[0].__globals__ if own_functions(obj) else {}
-        for used in sorted(_free_names(source)):
+        for used in sorted(global_names(source)):
             if used in namespace and used not in done and used != obj.__name__:
                 done.add(used)
                 add_name(used, namespace[used], namespace)
         definitions.append(source)
 
     def add_name(used: str, value: Any, namespace: dict[str, Any]) -> None:
+        value = inspect.unwrap(value) if callable(value) else value
         home = getattr(value, "__module__", None)
+        in_notebook = home == namespace.get("__name__")
         if isinstance(value, types.ModuleType):
             imports.append(f"import {value.__name__} as {used}")
-        elif isinstance(value, types.FunctionType | type) and home == namespace.get("__name__"):
+        elif isinstance(value, types.FunctionType | type) and in_notebook:
             add(value)
-        elif home and hasattr(value, "__name__"):
+        elif home and hasattr(value, "__name__") and not in_notebook:
             imports.append(f"from {home} import {value.__name__} as {used}")
         elif isinstance(value, int | float | str | tuple | type(None)):
             definitions.append(f"{used} = {value!r}\n")
@@ -142,12 +155,3 @@ def _as_module(name: str, answer: Any) -> str:
     header = f"# The {name} of your own engine, saved when its check passed.\n"
     body = "\n\n".join(definitions)
     return f"{header}{chr(10).join(imports)}\n\n\n{body}\n\nPART = {answer.__name__}\n"
-
-
-def _free_names(source: str) -> set[str]:
-    """Names that the source reads."""
-    return {
-        node.id
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-    }

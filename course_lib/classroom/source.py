@@ -7,6 +7,7 @@ by `linecache`, so looking there does.
 import ast
 import inspect
 import linecache
+import symtable
 import textwrap
 import types
 from typing import Any
@@ -44,11 +45,34 @@ def source_of(obj: Any) -> str:
     files = [f.__code__.co_filename for f in own_functions(obj)]
     for file in dict.fromkeys(files + [f for f in reversed(linecache.cache) if "ipykernel" in f]):
         lines = linecache.getlines(file)
-        for node in ast.walk(ast.parse("".join(lines))):
-            if isinstance(node, _DEFINITIONS) and node.name == obj.__name__:
-                first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-                return textwrap.dedent("".join(lines[first - 1 : node.end_lineno]))
+        found = [node for node in _definitions("".join(lines)) if node.name == obj.__name__]
+        if found:  # the last one, if a name is defined twice
+            node = found[-1]
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            return textwrap.dedent("".join(lines[first - 1 : node.end_lineno]))
     return inspect.getsource(obj)
 
 
-_DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
+def _definitions(source: str) -> list[ast.FunctionDef | ast.ClassDef]:
+    """Functions and classes of a file or cell; none if it is not valid Python, as a cell may be."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return []
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+
+
+def global_names(source: str) -> set[str]:
+    """Names that the source takes from, or puts into, the module it stands in."""
+    names: set[str] = set()
+    queue = [symtable.symtable(source, "<source>", "exec")]
+    while queue:
+        table = queue.pop()
+        is_module = table.get_type() == "module"
+        names |= {
+            symbol.get_name()
+            for symbol in table.get_symbols()
+            if symbol.is_global() or (is_module and symbol.is_referenced())
+        }
+        queue += table.get_children()
+    return names

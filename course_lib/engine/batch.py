@@ -19,7 +19,11 @@ class ScheduledRequest:
     request: Request
     start: int
     num_tokens: int
-    num_draft_tokens: int = 0  # of these, the last ones, proposed and not yet verified
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """How many of these, the last ones, are proposed and not yet verified."""
+        return max(0, self.end - self.request.num_tokens)
 
     @property
     def end(self) -> int:
@@ -29,7 +33,7 @@ class ScheduledRequest:
     @property
     def samples(self) -> bool:
         """Whether the step reaches the last known token, so that the next one can be sampled."""
-        return self.end == self.request.num_tokens + self.num_draft_tokens
+        return self.end >= self.request.num_tokens
 
     @property
     def token_ids(self) -> list[int]:
@@ -44,7 +48,7 @@ class ScheduledBatch:
 
     scheduled: list[ScheduledRequest]
     preempted: list[Request] = field(default_factory=list)
-    reason: str = ""  # why the next waiting request was not admitted; empty if none waits
+    reason: str = ""  # why the next waiting request was not admitted, if the scheduler says
 
     @property
     def num_tokens(self) -> int:

@@ -39,8 +39,7 @@ class Scheduler(SchedulerBase):
                 preempted.append(self.preempt_last())
                 if preempted[-1] is request:
                     return scheduled, preempted
-            num_draft_tokens = max(0, start + num_tokens - request.num_tokens)
-            scheduled.append(ScheduledRequest(request, start, num_tokens, num_draft_tokens))
+            scheduled.append(ScheduledRequest(request, start, num_tokens))
             budget -= num_tokens
         return scheduled, preempted
 
@@ -59,7 +58,7 @@ class Scheduler(SchedulerBase):
                 reason = f"max_loras {self.max_loras} reached"
                 index += 1  # no barrier to those behind it
                 continue
-            prefix_blocks = self._match_prefix(request)
+            prefix_blocks = self.match_prefix(request)
             if not self.block_pool.can_admit(request, prefix_blocks):
                 return admitted, f"KV cache full, usage {self.block_pool.usage:.2f}"
             start = len(prefix_blocks) * self.block_pool.block_size
@@ -69,12 +68,6 @@ class Scheduler(SchedulerBase):
             admitted.append(ScheduledRequest(request, start, num_tokens))
             budget -= num_tokens
         return admitted, reason
-
-    def _match_prefix(self, request: Request) -> list[int]:
-        # Prompt logprobs need the logits of every prompt token, so nothing may be skipped.
-        if request.sampling_params.prompt_logprobs is not None:
-            return []
-        return self.block_pool.match_prefix(request)
 
     def _held_back_by_lora_limit(self, request: Request) -> bool:
         if self.max_loras is None or request.lora_name is None:

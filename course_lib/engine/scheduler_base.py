@@ -1,7 +1,8 @@
 """The scheduler's books: the queues, what preemption and admission do to a request, results.
 
 `SchedulerBase` keeps them in order and decides nothing. A scheduler derives from it and implements
-`schedule`, out of `preempt_last`, `admit` and `make_batch`; the engine's own is in `scheduler`.
+`schedule`, out of `preempt_last`, `match_prefix`, `admit` and `make_batch`; the engine's own is in
+`scheduler`.
 """
 
 import bisect
@@ -97,6 +98,13 @@ class SchedulerBase(ABC):
         self.stats.num_preemptions += 1
         bisect.insort(self.waiting, request, key=lambda r: r.order)
         return request
+
+    def match_prefix(self, request: Request) -> list[int]:
+        """Cached blocks of a waiting request's beginning, as far as it may use them."""
+        # Prompt logprobs need the logits of every prompt token, so nothing may be skipped.
+        if request.sampling_params.prompt_logprobs is not None:
+            return []
+        return self.block_pool.match_prefix(request)
 
     def admit(self, request: Request, num_cached_tokens: int = 0) -> None:
         """Move a waiting request to those running.

@@ -86,14 +86,11 @@ class PlainScheduler(SchedulerBase):
             while request not in evicted and not self.block_pool.allocate(request, wanted):
                 evicted.append(self.preempt_last())
             if request not in evicted:
-                drafts = request.num_computed_tokens + wanted - request.num_tokens
-                shares.append(
-                    ScheduledRequest(request, request.num_computed_tokens, wanted, max(drafts, 0))
-                )
+                shares.append(ScheduledRequest(request, request.num_computed_tokens, wanted))
                 budget -= wanted
         while self.may_admit(evicted, budget):
             newcomer = self.waiting[0]
-            hits = self.block_pool.match_prefix(newcomer)
+            hits = self.match_prefix(newcomer)
             if not self.block_pool.can_admit(newcomer, hits):
                 break
             begin = len(hits) * self.block_pool.block_size
@@ -140,7 +137,7 @@ class SmallStepsScheduler(SchedulerBase):
         if not self.waiting or len(self.running) == self.max_num_seqs:
             return False
         request = self.waiting[0]
-        blocks = self.block_pool.match_prefix(request)
+        blocks = self.match_prefix(request)
         if not self.block_pool.can_admit(request, blocks):
             return False
         start = self.block_pool.block_size * len(blocks)
@@ -151,8 +148,7 @@ class SmallStepsScheduler(SchedulerBase):
         return True
 
     def give(self, request, start, count) -> None:
-        drafts = max(0, start + count - request.num_tokens)
-        self.shares.append(ScheduledRequest(request, start, count, drafts))
+        self.shares.append(ScheduledRequest(request, start, count))
         self.left -= count
 
 
@@ -223,7 +219,7 @@ class AdmitsWhatFitsInPart(SmallStepsScheduler):
         if not self.waiting or len(self.running) == self.max_num_seqs:
             return False
         request = self.waiting[0]
-        blocks = self.block_pool.match_prefix(request)
+        blocks = self.match_prefix(request)
         start = self.block_pool.block_size * len(blocks)
         count = min(request.num_tokens - start, self.left)
         if not self.block_pool.allocate(request, count, blocks):

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from course_lib.classroom.checks import CheckFailed, check, find_exercise
+from course_lib.classroom.checks import CheckFailed, find_exercise
 
 ROOT = Path(__file__).parents[2]
 LABS = sorted(
@@ -71,7 +71,10 @@ def _credit(path: Path, answers: dict[str, object]) -> dict[str, float]:
         if found:
             exercise, name = found.groups()
             try:
-                credit[exercise] = eval(source, {"check": check, name: answers[exercise]})
+                namespace = {name: answers[exercise]}
+                *imports, call = source.rstrip().splitlines()
+                exec("\n".join(imports), namespace)
+                credit[exercise] = eval(call, namespace)
             except CheckFailed:
                 credit[exercise] = 0
     return credit
