@@ -77,7 +77,7 @@ class LLMEngine:
         self.config = config
         self.clock = clock
         self.model_config = ModelConfig.from_pretrained(config.model)
-        check_weights(self.model_config, config.model)  # a bad one fails before memory is taken
+        files = check_weights(self.model_config, config.model)  # before memory is taken
         resolved = resolve(config, self.model_config)
         self.device, self.dtype = resolved.device, resolved.dtype
         self.max_model_len = resolved.max_model_len
@@ -100,7 +100,7 @@ class LLMEngine:
         )
 
         decoder = Decoder(self.model_config, self.max_model_len, self.dtype, self.device)
-        load_weights(decoder, self.model_config, config.model)
+        load_weights(decoder, files)
         self.attention: AttentionBackend = (
             TorchAttention(self.device)
             if paged_attention is None

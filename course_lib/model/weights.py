@@ -1,8 +1,9 @@
 """What a checkpoint holds: safetensors files into the decoder's parameters.
 
-`load_weights` first compares every tensor's name and shape with what the config implies, reading
-only file headers, and then copies. So a checkpoint that is truncated, incomplete or of another
-shape fails in a moment, with a sentence that names the file, the tensor and the expectation.
+`check_weights` compares every tensor's name and shape with what the config implies, reading only
+file headers, before any memory is taken. So a checkpoint that is truncated, incomplete or of
+another shape fails in a moment, with a sentence that names the file, the tensor and the
+expectation. `load_weights` then copies.
 """
 
 from collections.abc import Iterator
@@ -26,19 +27,21 @@ _FUSED = {
 }
 
 
-def load_weights(decoder: nn.Module, config: ModelConfig, directory: str | Path) -> None:
-    """Fill the decoder's parameters from the safetensors files of a checkpoint.
+def load_weights(decoder: nn.Module, files: dict[str, Path]) -> None:
+    """Fill the decoder's parameters.
+
+    Args:
+        decoder: of the config that the files were checked against.
+        files: the result of `check_weights`.
 
     Raises:
-        CheckpointError: a file or tensor is missing, damaged, superfluous or of a wrong shape.
+        CheckpointError: a file is damaged behind its header.
     """
-    shapes = config.tensor_shapes()
-    files = check_weights(config, directory)
     targets = _targets(decoder)
     for path in sorted(set(files.values())):
         with _opened(path) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
-                if name in shapes and files[name] == path:
+                if name in targets and files[name] == path:
                     targets[name].copy_(tensors.get_tensor(name))
 
 
@@ -64,7 +67,7 @@ def check_weights(config: ModelConfig, directory: str | Path) -> dict[str, Path]
         The file of each tensor.
 
     Raises:
-        CheckpointError: as `load_weights`.
+        CheckpointError: a file or tensor is missing, damaged, superfluous or of a wrong shape.
     """
     directory, shapes = Path(directory), config.tensor_shapes()
     files = _locate(directory)

@@ -74,21 +74,3 @@ def simulate_slots(reply_lengths: Sequence[int], slots: int, continuous: bool) -
     steps = max((interval.end_step for interval in schedule), default=0)
     made = sum(interval.end_step - interval.start_step for interval in schedule)
     return SlotUsage(token_steps=steps, empty_slot_steps=steps * slots - made)
-
-
-def occupancy_grid(schedule: Sequence[SlotInterval], slots: int) -> list[list[int | None]]:
-    """The schedule as a grid `[slots][token_steps]`: the request in the slot, or None.
-
-    Raises:
-        ValueError: `slots` is not a whole number of at least 1, or the schedule uses more.
-    """
-    slots = whole_number("slots", slots)
-    used = max((interval.slot for interval in schedule), default=0) + 1
-    if used > slots:
-        raise ValueError(f"slots must be at least {used}, the slots of the schedule, got {slots}")
-    steps = max((interval.end_step for interval in schedule), default=0)
-    grid: list[list[int | None]] = [[None] * steps for _ in range(slots)]
-    for interval in schedule:
-        for step in range(interval.start_step, interval.end_step):
-            grid[interval.slot][step] = interval.request
-    return grid

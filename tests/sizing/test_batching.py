@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from course_lib.sizing.batching import (
     SlotInterval,
     SlotUsage,
-    occupancy_grid,
     simulate_slots,
     slot_schedule,
 )
@@ -31,14 +30,9 @@ def test_the_schedule_says_who_held_which_slot_and_when():
     ]
 
 
-def test_the_grid_shows_the_schedule_step_by_step():
-    schedule = slot_schedule([1, 3, 2], 2, continuous=False)
-    assert occupancy_grid(schedule, 2) == [[0, None, None, 2, 2], [1, 1, 1, None, None]]
-
-
 def test_no_requests_take_no_steps():
     assert simulate_slots([], 3, continuous=True) == SlotUsage(0, 0)
-    assert occupancy_grid([], 2) == [[], []]
+    assert slot_schedule([], 3, continuous=True) == []
 
 
 @given(LENGTHS, SLOTS)
@@ -54,10 +48,11 @@ def test_every_slot_step_is_a_token_or_empty(lengths, slots, continuous):
     usage = simulate_slots(lengths, slots, continuous)
     assert sum(lengths) + usage.empty_slot_steps == usage.token_steps * slots
 
-    grid = occupancy_grid(slot_schedule(lengths, slots, continuous), slots)
-    cells = [cell for row in grid for cell in row]
-    assert cells.count(None) == usage.empty_slot_steps
-    assert [cells.count(request) for request in range(len(lengths))] == lengths
+    schedule = slot_schedule(lengths, slots, continuous)
+    assert [bar.end_step - bar.start_step for bar in schedule] == lengths
+    cells = [(bar.slot, step) for bar in schedule for step in range(bar.start_step, bar.end_step)]
+    assert len(cells) == len(set(cells)), "two requests hold a slot in the same step"
+    assert all(slot < slots and step < usage.token_steps for slot, step in cells)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +70,3 @@ def test_every_slot_step_is_a_token_or_empty(lengths, slots, continuous):
 def test_bad_input_is_refused_by_name(lengths, slots, named):
     with pytest.raises(ValueError, match=f"{named} must be a whole number of at least 1"):
         simulate_slots(lengths, slots, continuous=True)
-
-
-def test_a_grid_with_too_few_slots_is_refused():
-    with pytest.raises(ValueError, match="slots must be at least 2"):
-        occupancy_grid(slot_schedule([1, 1], 2, continuous=True), 1)
