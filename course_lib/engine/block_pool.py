@@ -10,73 +10,18 @@ free ones in the order in which they will be reused.
 
 The protocol of a part that replaces `BlockPool`: `match_prefix`, `can_admit`, `allocate`, `free`,
 `reset_prefix_cache`, the attributes `num_blocks`, `block_size`, `usage`, and the rule that a call
-that fails changes nothing.
+that fails changes nothing. A class derived from `BlockPoolBase`, which keeps the tables, needs only
+the first four. `request.block_ids` is the block table: `allocate` extends it, `free` empties it.
 """
 
-import hashlib
-from array import array
-from collections import OrderedDict
 from collections.abc import Sequence
 
+from course_lib.engine.block_pool_base import BlockPoolBase
 from course_lib.engine.request import Request
 
-#: Padding in a block table points here. Never handed out, not counted in `usage`.
-NULL_BLOCK = 0
 
-
-def hash_block(
-    parent_hash: bytes, token_ids: Sequence[int], extra_keys: tuple[str | None, ...] = ()
-) -> bytes:
-    """Name of a full block: a cryptographic hash of all that its keys and values depend on.
-
-    Args:
-        parent_hash: hash of the block before it, empty for the first one.
-        token_ids: the block's tokens.
-        extra_keys: what else changes the contents or must keep tenants apart: LoRA name, salt.
-    """
-    digest = hashlib.blake2b(parent_hash, digest_size=32)
-    digest.update(array("q", token_ids).tobytes())
-    digest.update(repr(extra_keys).encode())
-    return digest.digest()
-
-
-class BlockPool:
-    """Hands out blocks, counts their owners and remembers what the full ones hold.
-
-    Args:
-        num_blocks: blocks of the cache, the null block included; at least 2.
-        block_size: tokens in a block; at least 1.
-        enable_prefix_caching: whether full blocks may be shared and reused.
-    """
-
-    def __init__(
-        self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True
-    ) -> None:
-        if num_blocks < 2:
-            raise ValueError(
-                f"num_blocks must be at least 2 (block 0 only serves as padding), got {num_blocks}"
-            )
-        if block_size < 1:
-            raise ValueError(f"block_size must be at least 1 token, got {block_size}")
-        self.num_blocks = num_blocks
-        self.block_size = block_size
-        self.enable_prefix_caching = enable_prefix_caching
-        self.ref_counts = [0] * num_blocks
-        self.block_hashes: list[bytes | None] = [None] * num_blocks
-        self.cached_blocks: dict[bytes, int] = {}
-        # An OrderedDict is a doubly linked list with an index: the front is reused first, and a
-        # block that is taken back leaves from the middle in constant time.
-        self.free_blocks: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks))
-
-    @property
-    def num_free_blocks(self) -> int:
-        """Blocks nobody owns, cached ones included."""
-        return len(self.free_blocks)
-
-    @property
-    def usage(self) -> float:
-        """Share of the blocks that requests own, 0 to 1."""
-        return 1 - len(self.free_blocks) / (self.num_blocks - 1)
+class BlockPool(BlockPoolBase):
+    """Hands out blocks, counts their owners and remembers what the full ones hold."""
 
     def match_prefix(self, request: Request) -> list[int]:
         """Ids of the cached blocks that hold the request's beginning. Changes nothing.
@@ -88,8 +33,7 @@ class BlockPool:
             return []
         blocks: list[int] = []
         num_full_blocks = (request.num_tokens - 1) // self.block_size
-        self._extend_hashes(request, num_full_blocks)
-        for block_hash in request.block_hashes[:num_full_blocks]:
+        for block_hash in self.hashes_of(request, num_full_blocks):
             block = self.cached_blocks.get(block_hash)
             if block is None:
                 break
@@ -143,11 +87,6 @@ class BlockPool:
         request.block_ids.clear()
         request.num_final_blocks = 0
 
-    def reset_prefix_cache(self) -> None:
-        """Forget what the blocks hold. Requests should own none; the scheduler sees to that."""
-        self.cached_blocks.clear()
-        self.block_hashes = [None] * self.num_blocks
-
     def _num_missing_blocks(
         self, request: Request, num_tokens: int, prefix_blocks: Sequence[int]
     ) -> int:
@@ -181,19 +120,10 @@ class BlockPool:
         block whose contents another block has already stays private: duplicates are not merged.
         """
         num_full_blocks = min(num_tokens, request.num_tokens) // self.block_size
-        self._extend_hashes(request, num_full_blocks)
+        hashes = self.hashes_of(request, num_full_blocks)
         for index in range(request.num_final_blocks, num_full_blocks):
-            block, block_hash = request.block_ids[index], request.block_hashes[index]
+            block, block_hash = request.block_ids[index], hashes[index]
             if block_hash not in self.cached_blocks:
                 self.block_hashes[block] = block_hash
                 self.cached_blocks[block_hash] = block
         request.num_final_blocks = num_full_blocks
-
-    def _extend_hashes(self, request: Request, num_blocks: int) -> None:
-        """Hash the request's first `num_blocks` blocks, each once in its life."""
-        extra_keys = (request.lora_name, request.cache_salt)
-        for index in range(len(request.block_hashes), num_blocks):
-            parent = request.block_hashes[-1] if request.block_hashes else b""
-            start = index * self.block_size
-            tokens = request.token_ids[start : start + self.block_size]
-            request.block_hashes.append(hash_block(parent, tokens, extra_keys))

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from course_lib.engine.batch import ScheduledBatch, ScheduledRequest, StepResult
-from course_lib.engine.block_pool import BlockPool
+from course_lib.engine.block_pool_base import BlockPoolBase
 from course_lib.engine.outputs import CompletionOutput, RequestOutput
 from course_lib.engine.request import Request, RequestStatus
 from course_lib.engine.stats import SchedulerStats
@@ -35,7 +35,7 @@ class SchedulerBase(ABC):
 
     def __init__(
         self,
-        block_pool: BlockPool,
+        block_pool: BlockPoolBase,
         *,
         max_num_seqs: int = 256,
         max_num_batched_tokens: int = 2048,
