@@ -16,8 +16,10 @@ the first four. `request.block_ids` is the block table: `allocate` extends it, `
 
 from collections.abc import Sequence
 
-from course_lib.engine.block_pool_base import BlockPoolBase
+from course_lib.engine.block_pool_base import NULL_BLOCK, BlockPoolBase
 from course_lib.engine.request import Request
+
+__all__ = ["NULL_BLOCK", "BlockPool"]
 
 
 class BlockPool(BlockPoolBase):

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from course_lib.engine.batch import ScheduledBatch, ScheduledRequest, StepResult
-from course_lib.engine.block_pool import BlockPool
-from course_lib.engine.block_pool_base import NULL_BLOCK
+from course_lib.engine.block_pool import NULL_BLOCK, BlockPool
 from course_lib.engine.outputs import RequestOutput
 from course_lib.engine.request import Request, RequestStatus
 from course_lib.engine.sampling_params import SamplingParams

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course_lib.engine.block_pool import BlockPool
-from course_lib.engine.block_pool_base import NULL_BLOCK, hash_block
+from course_lib.engine.block_pool import NULL_BLOCK, BlockPool
+from course_lib.engine.block_pool_base import hash_block
 from course_lib.engine.request import Request
 
 BLOCK_SIZE = 4
