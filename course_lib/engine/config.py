@@ -1,20 +1,18 @@
 """The engine's arguments, with vLLM's names, and what follows from them.
 
 `EngineConfig` is what the caller said; `resolve` combines it with the checkpoint and the machine:
-dtype, device, context length, number of KV blocks. What cannot work is refused there.
+device, dtype and context length. What cannot work is refused there.
 """
 
-import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from course_lib.model.attention import BACKENDS
 from course_lib.model.config import ModelConfig
 from course_lib.validation import number, whole_number
-
-#: Largest KV cache on a CPU, in bytes; as vLLM's default there.
-CPU_KV_CACHE_BYTES = 4 * 2**30
 
 _DTYPES = {
     "float32": torch.float32,
@@ -41,6 +39,8 @@ class EngineConfig:
         max_num_seqs: requests that may run at once.
         max_num_batched_tokens: tokens a step may compute.
         enable_prefix_caching: share the KV blocks of equal beginnings.
+        enforce_eager: no CUDA graphs; without a GPU there are none anyway.
+        attention_backend: "TRITON_ATTN", the default on a GPU, or "TORCH_SDPA", on a CPU.
         seed: of requests that bring none.
     """
 
@@ -53,6 +53,8 @@ class EngineConfig:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
+    enforce_eager: bool = False
+    attention_backend: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -63,9 +65,13 @@ class EngineConfig:
                 whole_number(name, getattr(self, name), at_least=low)
         whole_number("seed", self.seed, at_least=-(2**63))
         number("gpu_memory_utilization", self.gpu_memory_utilization, above=0, at_most=1)
-        if not isinstance(self.enable_prefix_caching, bool):
+        for name in ("enable_prefix_caching", "enforce_eager"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.attention_backend is not None and self.attention_backend not in BACKENDS:
             raise ValueError(
-                f"enable_prefix_caching must be True or False, got {self.enable_prefix_caching!r}"
+                f"attention_backend must be one of {sorted(BACKENDS)} or None, got "
+                f"{self.attention_backend!r}"
             )
         if not isinstance(self.model, str | Path):
             raise ValueError(f"model must be the path of a directory, got {self.model!r}")
@@ -83,63 +89,70 @@ class ResolvedConfig:
     device: torch.device
     dtype: torch.dtype
     max_model_len: int  # tokens
-    num_blocks: int  # the null block included
 
 
 def resolve(config: EngineConfig, model: ModelConfig) -> ResolvedConfig:
     """Settle what the caller left open.
 
     Raises:
-        ValueError: a lone request of `max_model_len` could not finish within the cache, the model
-            was not made for that length, or the dtype is unknown.
+        ValueError: the model was not made for that length, or the dtype is unknown.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = _resolve_dtype(config.dtype, model, device)
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    dtype = resolve_dtype(config.dtype, model.dtype, capability)
     max_model_len = config.max_model_len or model.max_position_embeddings
     if not 1 < max_model_len <= model.max_position_embeddings:
         raise ValueError(
             f"max_model_len must be between 2 and {model.max_position_embeddings}, the positions "
             f"the model was made for, got {max_model_len}"
         )
-    needed = -(-max_model_len // config.block_size)
-    if config.num_gpu_blocks_override is not None:
-        num_blocks = config.num_gpu_blocks_override
-    else:
-        block_bytes = model.kv_bytes_per_token(dtype.itemsize) * config.block_size
-        budget = _kv_cache_budget(config, model, dtype, device)
-        num_blocks = min(budget // block_bytes, config.max_num_seqs * needed) + 1
+    return ResolvedConfig(device, dtype, max_model_len)
+
+
+def check_num_blocks(num_blocks: int, max_model_len: int, block_size: int) -> None:
+    """Refuse a cache in which a lone request of `max_model_len` could not finish.
+
+    Raises:
+        ValueError: with the length that would fit.
+    """
+    needed = -(-max_model_len // block_size)
     if num_blocks - 1 < needed:
-        fits = (num_blocks - 1) * config.block_size
+        fits = (num_blocks - 1) * block_size
         raise ValueError(
-            f"max_model_len {max_model_len} needs {needed} KV blocks of {config.block_size} "
+            f"max_model_len {max_model_len} needs {needed} KV blocks of {block_size} "
             f"tokens, but there are {num_blocks - 1} ({fits} tokens) beside the null block; set "
             f"max_model_len to at most {fits}, or raise num_gpu_blocks_override or "
             "gpu_memory_utilization"
         )
-    return ResolvedConfig(device, dtype, max_model_len, num_blocks)
 
 
-def _resolve_dtype(
-    dtype: str | torch.dtype, model: ModelConfig, device: torch.device
+def resolve_dtype(
+    dtype: str | torch.dtype, checkpoint_dtype: str, capability: tuple[int, int] | None
 ) -> torch.dtype:
+    """The dtype to compute in.
+
+    Args:
+        dtype: what the caller asked for.
+        checkpoint_dtype: that of the stored weights.
+        capability: compute capability of the GPU; None for a CPU.
+
+    Raises:
+        ValueError: there is no such dtype.
+    """
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     if dtype == "auto":
-        if device.type == "cpu":
+        if capability is None:
             return torch.float32
-        return torch.bfloat16 if model.dtype == "bfloat16" else torch.float16
+        dtype = "bfloat16" if checkpoint_dtype == "bfloat16" else "float16"
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ValueError(f"dtype must be 'auto' or one of {sorted(_DTYPES)}, got {dtype!r}")
+    if dtype == "bfloat16" and capability is not None and capability < (8, 0):
+        major, minor = capability
+        warnings.warn(
+            f"this GPU has compute capability {major}.{minor} and no bfloat16 arithmetic (that "
+            "came with 8.0), so the model runs in float16",
+            stacklevel=2,
+        )
+        return torch.float16
     return _DTYPES[dtype]
-
-
-def _kv_cache_budget(
-    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, device: torch.device
-) -> int:
-    """Bytes that the KV cache may take, before the weights are loaded."""
-    weights = model.num_parameters * dtype.itemsize
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return int(config.gpu_memory_utilization * total) - (total - free) - weights
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(CPU_KV_CACHE_BYTES, int(config.gpu_memory_utilization * total) - weights)

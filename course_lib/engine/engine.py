@@ -17,15 +17,21 @@ import torch
 
 from course_lib.engine.batch import Executor, ScheduledBatch, StepResult
 from course_lib.engine.block_pool import BlockPool
-from course_lib.engine.config import EngineConfig, resolve
+from course_lib.engine.config import EngineConfig, check_num_blocks, resolve
 from course_lib.engine.detokenizer import CompletionBuilder, with_decoded_tokens
+from course_lib.engine.kv_cache import (
+    cpu_kv_cache_bytes,
+    gpu_kv_cache_bytes,
+    make_kv_cache,
+    num_blocks_for,
+)
 from course_lib.engine.outputs import LogprobsAtPosition, RequestOutput
 from course_lib.engine.request import Request, RequestStatus
 from course_lib.engine.runner import ModelRunner
 from course_lib.engine.sampling_params import RequestOutputKind, SamplingParams
 from course_lib.engine.scheduler import Scheduler
 from course_lib.engine.scheduler_base import SchedulerBase
-from course_lib.model.attention import AttentionBackend, FunctionAttention, TorchAttention
+from course_lib.model.attention import AttentionBackend, FunctionAttention, choose_backend
 from course_lib.model.config import CheckpointError, ModelConfig, read_json
 from course_lib.model.decoder import Decoder
 from course_lib.model.tokenizer import Tokenizer
@@ -81,8 +87,20 @@ class LLMEngine:
         resolved = resolve(config, self.model_config)
         self.device, self.dtype = resolved.device, resolved.dtype
         self.max_model_len = resolved.max_model_len
+        self.attention: AttentionBackend = (
+            choose_backend(config.attention_backend, self.device)
+            if paged_attention is None
+            else FunctionAttention(paged_attention, self.device)
+        )
+        has_tokenizer = (Path(config.model) / "tokenizer.json").exists()
+        self.tokenizer = Tokenizer(config.model) if has_tokenizer else None
+        self.eos_token_ids = _eos_token_ids(
+            Path(config.model), self.tokenizer, self.model_config.vocab_size
+        )
+        runner = self._load(files)
+        self.executor: Executor = runner
         self.block_pool = block_pool(
-            resolved.num_blocks,
+            runner.num_blocks,
             config.block_size,
             enable_prefix_caching=config.enable_prefix_caching,
         )
@@ -93,25 +111,48 @@ class LLMEngine:
             max_model_len=self.max_model_len,
             clock=clock,
         )
-        has_tokenizer = (Path(config.model) / "tokenizer.json").exists()
-        self.tokenizer = Tokenizer(config.model) if has_tokenizer else None
-        self.eos_token_ids = _eos_token_ids(
-            Path(config.model), self.tokenizer, self.model_config.vocab_size
-        )
-
-        decoder = Decoder(self.model_config, self.max_model_len, self.dtype, self.device)
-        load_weights(decoder, files)
-        self.attention: AttentionBackend = (
-            TorchAttention(self.device)
-            if paged_attention is None
-            else FunctionAttention(paged_attention, self.device)
-        )
-        self.executor: Executor = ModelRunner(
-            decoder, self.attention, resolved.num_blocks, config.block_size
-        )
         self._groups: dict[str, _Group] = {}
         self._completions: dict[str, tuple[_Group, CompletionBuilder]] = {}
         self._seeds = random.Random(config.seed)
+
+    def _load(self, files: dict[str, Path]) -> ModelRunner:
+        """Weights, then the KV cache in what they leave, then CUDA graphs."""
+        config, model = self.config, self.model_config
+        num_blocks = config.num_gpu_blocks_override
+        if num_blocks is None and self.device.type == "cpu":
+            num_blocks = self._num_blocks(cpu_kv_cache_bytes(config, model, self.dtype))
+        if num_blocks is not None:  # refused before time is spent on loading
+            check_num_blocks(num_blocks, self.max_model_len, config.block_size)
+        decoder = Decoder(model, self.max_model_len, self.dtype, self.device, self.attention.ops)
+        load_weights(decoder, files)
+        if num_blocks is None:
+            num_blocks = self._num_blocks(
+                gpu_kv_cache_bytes(decoder, self.attention, config, self.max_model_len)
+            )
+            check_num_blocks(num_blocks, self.max_model_len, config.block_size)
+        kv_cache = make_kv_cache(decoder, num_blocks, config.block_size)
+        runner = ModelRunner(decoder, self.attention, kv_cache)
+        if self.device.type == "cuda" and self.attention.graph_safe and not config.enforce_eager:
+            runner.capture_graphs(config.max_num_seqs)
+        return runner
+
+    def _num_blocks(self, budget_bytes: int) -> int:
+        block_size = self.config.block_size
+        return num_blocks_for(
+            budget_bytes,
+            self.model_config.kv_bytes_per_token(self.dtype.itemsize) * block_size,
+            self.config.max_num_seqs,
+            -(-self.max_model_len // block_size),
+        )
+
+    def __str__(self) -> str:
+        """What runs where, in one line."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"{Path(self.config.model).name} in {dtype} on {self.device}, attention by "
+            f"{self.attention.name}, KV cache of {self.kv_cache_tokens:,} tokens in "
+            f"{self.block_pool.num_blocks - 1:,} blocks of {self.block_pool.block_size}"
+        )
 
     @property
     def kv_cache_tokens(self) -> int:

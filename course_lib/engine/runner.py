@@ -2,18 +2,33 @@
 
 `ModelRunner` is the `Executor` that owns the decoder and the KV cache tensors. All requests' tokens
 of a step, chunks of prompts and single decode tokens alike, go through the decoder as one flat
-sequence; the block tables tell attention what belongs together.
+sequence; the block tables tell attention what belongs together. A step of nothing but decodes runs
+as a CUDA graph where there are graphs. The host waits for the device only to read sampled tokens.
 """
+
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 
 from course_lib.engine.batch import ScheduledBatch, ScheduledRequest, StepResult
 from course_lib.engine.block_pool import NULL_BLOCK
+from course_lib.engine.cuda_graphs import DecodeGraphs
 from course_lib.engine.outputs import LogprobsAtPosition
 from course_lib.engine.sampler import gather_logprobs, sample
 from course_lib.model.attention import AttentionBackend, AttentionMetadata
-from course_lib.model.decoder import Decoder, LayerCache
+from course_lib.model.decoder import Decoder, LayerCache, StepInputs
+
+
+@dataclass(frozen=True)
+class HostInputs:
+    """A step in host memory: the requests' tokens one after another."""
+
+    token_ids: np.ndarray  # [num_tokens] int64, like the next two
+    positions: np.ndarray  # each token's place in its own sequence
+    slot_mapping: np.ndarray  # its place in the KV cache: block * block_size + offset
+    metadata: AttentionMetadata
 
 
 class ModelRunner:
@@ -22,84 +37,116 @@ class ModelRunner:
     Args:
         decoder: with its weights loaded.
         attention: the backend.
-        num_blocks: blocks of the cache, the null block included.
-        block_size: tokens in a block.
+        kv_cache: keys and values of each layer.
     """
 
     def __init__(
-        self, decoder: Decoder, attention: AttentionBackend, num_blocks: int, block_size: int
+        self, decoder: Decoder, attention: AttentionBackend, kv_cache: list[LayerCache]
     ) -> None:
         self.decoder = decoder
         self.attention = attention
-        self.block_size = block_size
+        self.kv_cache = kv_cache
+        self.num_blocks, self.block_size = kv_cache[0][0].shape[:2]
         self.device = decoder.rope.device
-        self.kv_cache = make_kv_cache(decoder, num_blocks, block_size)
+        self.graphs: DecodeGraphs | None = None
+
+    @torch.inference_mode()
+    def capture_graphs(self, max_num_seqs: int) -> None:
+        """Record the decode step for each batch size of the ladder."""
+        max_blocks = -(-len(self.decoder.rope) // self.block_size)
+        self.graphs = DecodeGraphs(self._forward, max_num_seqs, max_blocks, self.device)
 
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepResult:
-        """Compute the batch's tokens and sample where a request has reached its last one."""
+        """Compute the batch's tokens and sample where a request has reached its last one.
+
+        Raises:
+            ValueError: a block table names a block that the cache does not have.
+        """
         entries = batch.scheduled
         if not entries:
             return StepResult([])
-        token_ids, positions, metadata = build_inputs(entries, self.block_size)
-        hidden = self.decoder(
-            self._to_device(token_ids),
-            self._to_device(positions),
-            self.kv_cache,
-            self.attention,
-            self.attention.plan(metadata),
-        )
+        inputs = build_inputs(entries, self.block_size)
+        _check_block_ids(inputs.metadata.block_tables, entries, self.num_blocks)
+        hidden = self._hidden(entries, inputs)
         result = StepResult(
             sampled_token_ids=[[] for _ in entries],
             logprobs=[[] for _ in entries],
-            prompt_logprobs=self._prompt_logprobs(entries, hidden, metadata.query_start_loc),
+            prompt_logprobs=self._prompt_logprobs(entries, hidden, inputs),
         )
         sampling = [index for index, entry in enumerate(entries) if entry.samples]
         if sampling:
-            last_rows = self._to_device(metadata.query_start_loc[1:][sampling] - 1)
-            logits = self.decoder.logits(hidden[last_rows])
+            if len(sampling) < len(hidden):
+                last_rows = inputs.metadata.query_start_loc[1:][sampling] - 1
+                hidden = hidden[self._to_device(last_rows)]
+            logits = self.decoder.logits(hidden)
             tokens, logprobs = sample(logits, [entries[index].request for index in sampling])
             for index, token, token_logprobs in zip(sampling, tokens, logprobs, strict=True):
                 result.sampled_token_ids[index] = [token]
                 result.logprobs[index] = token_logprobs
         return result
 
+    def _hidden(self, entries: list[ScheduledRequest], inputs: HostInputs) -> torch.Tensor:
+        """Hidden states of the step's tokens, `[num_tokens, hidden_size]`."""
+        if self.graphs is not None and all(e.num_tokens == 1 and e.samples for e in entries):
+            return self.graphs.run(
+                inputs.token_ids,
+                inputs.positions,
+                inputs.slot_mapping,
+                inputs.metadata.block_tables,
+            )
+        return self._forward(
+            StepInputs(
+                token_ids=self._to_device(inputs.token_ids),
+                positions=self._to_device(inputs.positions),
+                slot_mapping=self._to_device(inputs.slot_mapping),
+                plan=self.attention.plan(inputs.metadata),
+            )
+        )
+
+    def _forward(self, step: StepInputs) -> torch.Tensor:
+        return self.decoder(step, self.kv_cache, self.attention)
+
     def _prompt_logprobs(
-        self, entries: list[ScheduledRequest], hidden: torch.Tensor, query_start_loc: np.ndarray
+        self, entries: list[ScheduledRequest], hidden: torch.Tensor, inputs: HostInputs
     ) -> list[list[LogprobsAtPosition]]:
         """Of the prompt tokens that follow this step's; empty for requests that did not ask."""
         result: list[list[LogprobsAtPosition]] = [[] for _ in entries]
         for index, entry in enumerate(entries):
             request = entry.request
             num_top = request.sampling_params.prompt_logprobs
-            following = request.prompt_token_ids[entry.start + 1 : entry.end + 1]
-            if num_top is None or not following:
+            if num_top is None:
                 continue
-            first = int(query_start_loc[index])
-            logits = self.decoder.logits(hidden[first : first + len(following)])
-            chosen = torch.tensor(following, device=self.device)
-            result[index] = gather_logprobs(logits.log_softmax(dim=-1), chosen, num_top)
+            following = request.prompt_token_ids[entry.start + 1 : entry.end + 1]
+            if following:
+                first = int(inputs.metadata.query_start_loc[index])
+                logits = self.decoder.logits(hidden[first : first + len(following)])
+                chosen = torch.tensor(following, device=self.device)
+                result[index] = gather_logprobs(logits.log_softmax(dim=-1), chosen, num_top)
         return result
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
 
 
-def build_inputs(
-    entries: list[ScheduledRequest], block_size: int
-) -> tuple[np.ndarray, np.ndarray, AttentionMetadata]:
-    """Flat token ids and positions (`[num_tokens]` int64 each) and what attention needs."""
-    token_ids = np.array([token for entry in entries for token in entry.token_ids], dtype=np.int64)
+def build_inputs(entries: list[ScheduledRequest], block_size: int) -> HostInputs:
+    """The flat tokens of a step, their places, and what attention needs to know."""
     num_tokens = np.array([entry.num_tokens for entry in entries])
     starts = np.array([entry.start for entry in entries])
     query_start_loc = np.zeros(len(entries) + 1, dtype=np.int32)
     np.cumsum(num_tokens, out=query_start_loc[1:])
-    positions = np.arange(len(token_ids)) + np.repeat(starts - query_start_loc[:-1], num_tokens)
+    total = int(query_start_loc[-1])
+    token_ids = np.fromiter(
+        chain.from_iterable(entry.token_ids for entry in entries), np.int64, count=total
+    )
+    positions = np.arange(total) + np.repeat(starts - query_start_loc[:-1], num_tokens)
 
     tables = [entry.request.block_ids for entry in entries]
-    block_tables = np.full((len(entries), max(map(len, tables))), NULL_BLOCK, dtype=np.int32)
-    for row, table in zip(block_tables, tables, strict=True):
-        row[: len(table)] = table
+    widths = np.array([len(table) for table in tables])
+    block_tables = np.full((len(entries), widths.max()), NULL_BLOCK, dtype=np.int32)
+    block_ids = np.fromiter(chain.from_iterable(tables), np.int64, count=widths.sum())
+    block_tables[np.arange(block_tables.shape[1]) < widths[:, None]] = block_ids
+
     rows = np.repeat(np.arange(len(entries)), num_tokens)
     slot_mapping = block_tables[rows, positions // block_size] * np.int64(block_size)
     slot_mapping += positions % block_size
@@ -107,23 +154,20 @@ def build_inputs(
         block_tables=block_tables,
         context_lens=(starts + num_tokens).astype(np.int32),
         query_start_loc=query_start_loc,
-        slot_mapping=slot_mapping,
         block_size=block_size,
     )
-    return token_ids, positions, metadata
+    return HostInputs(token_ids, positions, slot_mapping, metadata)
 
 
-def make_kv_cache(decoder: Decoder, num_blocks: int, block_size: int) -> list[LayerCache]:
-    """Empty pages for each layer, of the decoder's dtype and on its device.
-
-    Zeros, because masked positions are still multiplied by their weight 0, and the operating
-    system commits a page of zeros only when it is first written.
-    """
-    config = decoder.config
-    shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
-    weight = decoder.model.norm.weight
-
-    def pages() -> torch.Tensor:
-        return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-
-    return [(pages(), pages()) for _ in range(config.num_layers)]
+def _check_block_ids(
+    block_tables: np.ndarray, entries: list[ScheduledRequest], num_blocks: int
+) -> None:
+    """A wrong id would make the device read and write memory that is not the cache's."""
+    if block_tables.min() < 0 or block_tables.max() >= num_blocks:
+        wrong = (block_tables < 0) | (block_tables >= num_blocks)
+        row, column = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"the block table of request {entries[row].request.request_id!r} names block "
+            f"{block_tables[row, column]}, but the cache has blocks 0 to {num_blocks - 1}; the "
+            "block pool handed out one that does not exist"
+        )

@@ -7,6 +7,9 @@ temperature, drop tokens by `min_p`, `top_k`, `top_p`, and draw.
 A draw inverts the cumulative distribution at one uniform number that depends only on the request's
 seed and on how many tokens it has. So a request's tokens do not depend on its company, and a
 preempted request needs no state to go on.
+
+Everything happens on the device of the logits. What the host contributes is sent without waiting,
+and the host waits once, to read the tokens.
 """
 
 from collections.abc import Sequence
@@ -52,8 +55,9 @@ def sample(
         tokens = greedy
     else:
         rows = [row for row, p in enumerate(params) if not p.greedy]
-        drawn = _draw(logits[rows], [requests[row] for row in rows])
-        tokens = greedy.index_copy(0, torch.tensor(rows, device=logits.device), drawn)
+        index = _send(rows, logits)
+        drawn = _draw(logits[index], [requests[row] for row in rows])
+        tokens = greedy.index_copy(0, index, drawn)
     logprobs: list[list[LogprobsAtPosition]] = [[] for _ in requests]
     if raw is not None:
         for row, p in enumerate(params):
@@ -61,6 +65,13 @@ def sample(
                 here = slice(row, row + 1)
                 logprobs[row] = gather_logprobs(raw[here], tokens[here], p.logprobs)
     return tokens.tolist(), logprobs
+
+
+def _send(
+    values: Sequence[float], like: torch.Tensor, dtype: torch.dtype = torch.int64
+) -> torch.Tensor:
+    """The host's numbers as `[n]` on the device of `like`, without waiting for it."""
+    return torch.tensor(values, dtype=dtype).to(like.device, non_blocking=True)
 
 
 def gather_logprobs(
@@ -100,22 +111,23 @@ def _adjust(logits: torch.Tensor, requests: Sequence[Request]) -> None:
             stops = set(p.stop_token_ids or ())
             if not p.ignore_eos:
                 stops |= request.eos_token_ids
-            logits[row, list(stops)] = float("-inf")
+            logits[row].index_fill_(0, _send(list(stops), logits), float("-inf"))
         if p.logit_bias:
-            bias = torch.tensor(list(p.logit_bias.values()), device=logits.device)
-            logits[row, list(p.logit_bias)] += bias
+            bias = _send(list(p.logit_bias.values()), logits, torch.float32)
+            logits[row].index_add_(0, _send(list(p.logit_bias), logits), bias)
         if p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty:
             _penalise(logits[row], request)
 
 
 def _penalise(logits: torch.Tensor, request: Request) -> None:
     p = request.sampling_params
-    vocab_size = logits.shape[-1]
-    output = torch.tensor(request.output_token_ids, dtype=torch.int64, device=logits.device)
-    counts = torch.bincount(output, minlength=vocab_size)
+    output = _send(request.output_token_ids, logits)
+    counts = torch.zeros_like(logits).index_add_(
+        0, output, torch.ones_like(output, dtype=logits.dtype)
+    )
     if p.repetition_penalty != 1:
         seen = counts > 0
-        seen[request.prompt_token_ids] = True
+        seen.index_fill_(0, _send(request.prompt_token_ids, logits), True)
         penalised = torch.where(
             logits > 0, logits / p.repetition_penalty, logits * p.repetition_penalty
         )
@@ -128,7 +140,7 @@ def _draw(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
     params = [request.sampling_params for request in requests]
 
     def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
+        return _send(values, logits, torch.float32)[:, None]
 
     logits = logits / column([p.temperature for p in params])
     if any(p.min_p > 0 for p in params):
@@ -143,7 +155,7 @@ def _draw(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
         logits = _keep_top(logits, top_k, top_p)
     cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     draws = [uniform(request.seed, request.num_output_tokens) for request in requests]
-    points = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None]
+    points = _send(draws, logits, torch.float64)[:, None]
     tokens = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)[:, 0]
     return tokens.clamp(max=logits.shape[-1] - 1)  # a row of NaN finds no place
 

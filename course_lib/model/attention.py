@@ -1,8 +1,9 @@
 """How attention reads the paged KV cache: one interface, one backend a kind of device.
 
 A backend plans once a step and then serves every layer from that plan. `TorchAttention` runs
-anywhere; `FunctionAttention` runs any function with the contract of
-`kernels.paged_attention`, a student's own among them.
+anywhere and is the default on a CPU; `TritonAttention` runs the course's kernel and is the default
+on a GPU; `FunctionAttention` runs any function with the contract of `kernels.paged_attention`, a
+student's own among them. `choose_backend` finds the one for a device or a name.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kernels.kv_cache import write_kv_cache
+from course_lib.model.ops import TORCH_OPS, TRITON_OPS, Ops, ops_for
+from kernels.paged_attention import launch_paged_attention
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,15 @@ class AttentionMetadata:
     block_tables: np.ndarray  # [num_requests, max_blocks] int32
     context_lens: np.ndarray  # [num_requests] int32, this step's tokens included
     query_start_loc: np.ndarray  # [num_requests + 1] int32
-    slot_mapping: np.ndarray  # [num_tokens] int64: block * block_size + offset of each token
     block_size: int
 
 
 class AttentionBackend(ABC):
-    """What the decoder needs of a backend. A plan has at least the step's `slot_mapping`."""
+    """What the decoder needs of a backend: a plan a step, and attention by that plan."""
 
     name: str
+    ops: Ops  # the decoder's other operations that go with it
+    graph_safe = False  # whether `attend` may be captured in a CUDA graph, with any plan's values
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -39,17 +42,6 @@ class AttentionBackend(ABC):
     @abstractmethod
     def plan(self, metadata: AttentionMetadata) -> Any:
         """Prepare what all layers of a step share."""
-
-    def write(
-        self,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        plan: Any,
-    ) -> None:
-        """Store this step's keys and values, `[num_tokens, num_kv_heads, head_dim]`, in place."""
-        write_kv_cache(k, v, k_cache, v_cache, plan.slot_mapping)
 
     @abstractmethod
     def attend(
@@ -65,7 +57,7 @@ class AttentionBackend(ABC):
         """Attention output, `[num_tokens, num_heads, head_dim]` like `q`."""
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
 
 @dataclass
@@ -82,7 +74,6 @@ class _Group:
 
 @dataclass
 class _TorchPlan:
-    slot_mapping: torch.Tensor
     groups: list[_Group]
     #: [num_tokens] where each token's output lies among the groups' rows; None if already in order
     result_rows: torch.Tensor | None
@@ -96,21 +87,21 @@ class TorchAttention(AttentionBackend):
     head are packed as further query rows.
     """
 
-    name = "torch"
+    name = "TORCH_SDPA"
+    ops = TORCH_OPS
 
     def plan(self, metadata: AttentionMetadata) -> _TorchPlan:
         """Group the requests and build their gather indices."""
         query_lens = np.diff(metadata.query_start_loc)
         members = _similar_requests(query_lens, metadata.context_lens)
-        slot_mapping = self._to_device(metadata.slot_mapping)
         if len(members) == 1 and (query_lens == query_lens[0]).all():  # above all: only decodes
-            return _TorchPlan(slot_mapping, [self._group(metadata, members[0], None)], None)
+            return _TorchPlan([self._group(metadata, members[0], None)], None)
         rows = [_padded_rows(metadata.query_start_loc, requests) for requests in members]
         groups = [self._group(metadata, m, r) for m, r in zip(members, rows, strict=True)]
-        result_rows = np.empty(len(metadata.slot_mapping), dtype=np.int64)
+        result_rows = np.empty(metadata.query_start_loc[-1], dtype=np.int64)
         all_rows = np.concatenate([r.ravel() for r in rows])
         result_rows[all_rows] = np.arange(len(all_rows))  # padding equals what it repeats
-        return _TorchPlan(slot_mapping, groups, self._to_device(result_rows))
+        return _TorchPlan(groups, self._to_device(result_rows))
 
     def _group(
         self, metadata: AttentionMetadata, requests: np.ndarray, rows: np.ndarray | None
@@ -231,28 +222,42 @@ def _padded_rows(query_start_loc: np.ndarray, requests: np.ndarray) -> np.ndarra
 
 
 @dataclass
-class _FunctionPlan:
+class PagedTables:
+    """The plan of a `FunctionAttention`: the metadata on the device."""
+
     block_tables: torch.Tensor
     context_lens: torch.Tensor
     query_start_loc: torch.Tensor
-    slot_mapping: torch.Tensor
 
 
 class FunctionAttention(AttentionBackend):
-    """Runs a function with the contract of `kernels.paged_attention` as a backend."""
+    """Runs a function with the contract of `kernels.paged_attention` as a backend.
 
-    def __init__(self, function: Callable[..., torch.Tensor], device: torch.device) -> None:
+    Args:
+        function: called once a layer.
+        device: where its tensors lie.
+        name: of the backend; the function's own if absent.
+        ops: those of the device if absent.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., torch.Tensor],
+        device: torch.device,
+        name: str | None = None,
+        ops: Ops | None = None,
+    ) -> None:
         super().__init__(device)
         self.function = function
-        self.name = getattr(function, "__name__", type(function).__name__)
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
+        self.ops = ops or ops_for(device)
 
-    def plan(self, metadata: AttentionMetadata) -> _FunctionPlan:
+    def plan(self, metadata: AttentionMetadata) -> PagedTables:
         """Copy the metadata to the device."""
-        return _FunctionPlan(
+        return PagedTables(
             block_tables=self._to_device(metadata.block_tables),
             context_lens=self._to_device(metadata.context_lens),
             query_start_loc=self._to_device(metadata.query_start_loc),
-            slot_mapping=self._to_device(metadata.slot_mapping),
         )
 
     def attend(
@@ -260,7 +265,7 @@ class FunctionAttention(AttentionBackend):
         q: torch.Tensor,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
-        plan: _FunctionPlan,
+        plan: PagedTables,
         *,
         scale: float,
         sliding_window: int | None,
@@ -276,3 +281,32 @@ class FunctionAttention(AttentionBackend):
             scale=scale,
             sliding_window=sliding_window,
         )
+
+
+class TritonAttention(FunctionAttention):
+    """The course's kernels; without a GPU they run under Triton's interpreter."""
+
+    graph_safe = True
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(launch_paged_attention, device, "TRITON_ATTN", TRITON_OPS)
+
+
+#: Backends by the names that vLLM gives to theirs.
+BACKENDS: dict[str, Callable[[torch.device], AttentionBackend]] = {
+    "TORCH_SDPA": TorchAttention,
+    "TRITON_ATTN": TritonAttention,
+}
+
+
+def choose_backend(name: str | None, device: torch.device) -> AttentionBackend:
+    """The backend of that name, or the one that suits the device.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name is None:
+        name = "TRITON_ATTN" if device.type == "cuda" else "TORCH_SDPA"
+    if name not in BACKENDS:
+        raise ValueError(f"attention_backend must be one of {sorted(BACKENDS)}, got {name!r}")
+    return BACKENDS[name](device)

@@ -3,11 +3,13 @@
 One class covers the supported families, since they differ only in biases, norms and windows. All
 requests' tokens lie one after another in one dimension; only attention knows where one request
 ends, through the plan that its backend made for the step. Parameters carry the names of Hugging
-Face checkpoints, with q, k, v and gate, up fused so that a layer has four matrix products.
+Face checkpoints, with q, k, v and gate, up fused so that a layer has four matrix products. What
+lies between them comes from `Ops`: PyTorch expressions or fused kernels.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,22 +18,36 @@ from torch import nn
 
 from course_lib.model.attention import AttentionBackend
 from course_lib.model.config import ModelConfig
+from course_lib.model.ops import TORCH_OPS, Ops
 
 #: Keys and values of one layer, each `[num_blocks, block_size, num_kv_heads, head_dim]`.
 LayerCache = tuple[torch.Tensor, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class StepInputs:
+    """The flat tokens of a step, the requests' one after another, on the device."""
+
+    token_ids: torch.Tensor  # [num_tokens] int64
+    positions: torch.Tensor  # [num_tokens] int64, each token's place in its own sequence
+    slot_mapping: torch.Tensor  # [num_tokens] int64, its place in the KV cache
+    plan: Any  # what the attention backend made of the block tables
+
+
 class RMSNorm(nn.Module):
     """Scale to unit root mean square over the last dimension (Zhang & Sennrich, 2019)."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, ops: Ops) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
+        self.ops = ops
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise `[..., size]`; the arithmetic is in float32 whatever the dtype."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The normalised sum of the residual stream and `x`, both `[num_tokens, size]`, and it."""
+        return self.ops.rms_norm(x, self.weight, self.eps, residual)
 
 
 class FusedLinear(nn.Linear):
@@ -69,92 +85,97 @@ def rope_table(config: ModelConfig, max_len: int) -> torch.Tensor:
     return torch.stack((angles.cos(), angles.sin()), dim=1)
 
 
-def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate `[num_tokens, num_heads, head_dim]`; dimension i pairs with i + head_dim / 2."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
 class Attention(nn.Module):
     """Projections, rotary embedding, and attention over the paged cache."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, ops: Ops) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.head_dim = config.head_dim
-        q_size = self.num_heads * self.head_dim
-        kv_size = self.num_kv_heads * self.head_dim
+        self.ops = ops
+        q_size = config.num_heads * config.head_dim
+        kv_size = config.num_kv_heads * config.head_dim
         self.qkv_proj = FusedLinear(config.hidden_size, [q_size, kv_size, kv_size], config.qkv_bias)
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=config.o_bias)
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
         if config.qk_norm:
-            self.q_norm: RMSNorm | None = RMSNorm(self.head_dim, config.rms_norm_eps)
-            self.k_norm: RMSNorm | None = RMSNorm(self.head_dim, config.rms_norm_eps)
-        else:
-            self.q_norm = self.k_norm = None
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, ops)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, ops)
+        self.eps = config.rms_norm_eps
         self.sliding_window = config.sliding_windows[layer]
-        self.scale = self.head_dim**-0.5
+        self.scale = config.head_dim**-0.5
 
     def forward(
         self,
         x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        step: StepInputs,
+        rope: torch.Tensor,
         cache: LayerCache,
         backend: AttentionBackend,
-        plan: Any,
     ) -> torch.Tensor:
         """`[num_tokens, hidden_size]` in and out; writes this step's keys and values."""
-        heads = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
-        qk, v = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.split([self.num_heads, self.num_kv_heads], dim=1)
-            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
-        q, k = apply_rope(qk, cos, sin).split([self.num_heads, self.num_kv_heads], dim=1)
         # Written before it is read, so that requests of one step can share blocks.
-        backend.write(k, v, *cache, plan)
-        out = backend.attend(q, *cache, plan, scale=self.scale, sliding_window=self.sliding_window)
+        q = self.ops.rope_and_cache(
+            self.qkv_proj(x),
+            step.positions,
+            rope,
+            *cache,
+            step.slot_mapping,
+            None if self.q_norm is None else self.q_norm.weight,
+            None if self.k_norm is None else self.k_norm.weight,
+            self.eps,
+        )
+        out = backend.attend(
+            q, *cache, step.plan, scale=self.scale, sliding_window=self.sliding_window
+        )
         return self.o_proj(out.flatten(1))
 
 
 class MLP(nn.Module):
     """The gated feed-forward layer, SwiGLU (Shazeer, 2020)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
+        self.ops = ops
         inner = config.intermediate_size
         self.gate_up_proj = FusedLinear(config.hidden_size, [inner, inner], config.mlp_bias)
         self.down_proj = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[num_tokens, hidden_size]` in and out."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(self.ops.silu_and_mul(self.gate_up_proj(x)))
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each normalised before and added to the residual stream."""
+    """Attention and MLP; each normalises the residual stream with the last output added to it."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, ops: Ops) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
+        self.self_attn = Attention(config, layer, ops)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
+        self.mlp = MLP(config, ops)
 
-    def forward(self, x: torch.Tensor, *attention_inputs: Any) -> torch.Tensor:
-        """`[num_tokens, hidden_size]` in and out; the rest goes to `Attention.forward`."""
-        x = x + self.self_attn(self.input_layernorm(x), *attention_inputs)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None, *attention_inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer's output, which the next one adds, and the residual stream before that.
+
+        Both are `[num_tokens, hidden_size]`; the rest goes to `Attention.forward`.
+        """
+        x, residual = self.input_layernorm(x, residual)
+        x = self.self_attn(x, *attention_inputs)
+        x, residual = self.post_attention_layernorm(x, residual)
+        return self.mlp(x), residual
 
 
 class DecoderStack(nn.Module):
     """Embedding, layers and last norm; its parameters are named `model.*` in checkpoints."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(DecoderLayer(config, i, ops) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
 
 
 class Decoder(nn.Module):
@@ -165,45 +186,40 @@ class Decoder(nn.Module):
         max_model_len: positions that the rotary table covers.
         dtype: of the parameters, whose values are undefined until `load_weights` has run.
         device: where they lie.
+        ops: the operations between the matrix products.
     """
 
     def __init__(
-        self, config: ModelConfig, max_model_len: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        max_model_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        ops: Ops = TORCH_OPS,
     ) -> None:
         super().__init__()
         self.config = config
         with torch.device("meta"):  # no time is spent on random initial values
-            self.model = DecoderStack(config)
+            self.model = DecoderStack(config, ops)
             if not config.tie_word_embeddings:
                 self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.to(dtype).to_empty(device=device)
         self.rope = rope_table(config, max_model_len).to(device)
 
     def forward(
-        self,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        kv_cache: Sequence[LayerCache],
-        backend: AttentionBackend,
-        plan: Any,
+        self, step: StepInputs, kv_cache: Sequence[LayerCache], backend: AttentionBackend
     ) -> torch.Tensor:
-        """Hidden states after the last norm.
+        """Hidden states after the last norm, `[num_tokens, hidden_size]`.
 
         Args:
-            token_ids: `[num_tokens]`, the requests' tokens of this step one after another.
-            positions: `[num_tokens]`, each token's place in its own sequence.
+            step: the tokens.
             kv_cache: one entry a layer.
-            backend: computes attention.
-            plan: `backend.plan(...)` of this step.
-
-        Returns:
-            `[num_tokens, hidden_size]`.
+            backend: computes attention; it has made the step's plan.
         """
-        x = self.model.embed_tokens(token_ids)
-        cos, sin = self.rope[positions].to(x.dtype)[:, None].unbind(dim=2)
+        x, residual = self.model.embed_tokens(step.token_ids), None
         for layer, cache in zip(self.model.layers, kv_cache, strict=True):
-            x = layer(x, cos, sin, cache, backend, plan)
-        return self.model.norm(x)
+            x, residual = layer(x, residual, step, self.rope, cache, backend)
+        return self.model.norm(x, residual)[0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[n, hidden_size]` to `[n, vocab_size]` in float32."""

@@ -467,7 +467,7 @@ def test_cached_tokens_are_counted_in_whole_blocks_and_salts_keep_apart(checkpoi
 
 
 @pytest.mark.parametrize(
-    "name", ["tensor_parallel_size", "quantization", "enforce_eager", "trust_remote_code", "swap"]
+    "name", ["tensor_parallel_size", "quantization", "trust_remote_code", "swap"]
 )
 def test_an_argument_that_we_do_not_have_is_refused_by_name(checkpoint: Path, name: str) -> None:
     with pytest.raises(TypeError, match=f"LLM has no argument '{name}'; it has model, dtype"):

@@ -27,7 +27,6 @@ def metadata_of(case: PagedCase) -> AttentionMetadata:
         block_tables=case.block_tables.numpy(),
         context_lens=case.context_lens.numpy(),
         query_start_loc=case.query_start_loc.numpy(),
-        slot_mapping=case.slot_mapping.numpy(),
         block_size=case.block_size,
     )
 
@@ -91,18 +90,6 @@ def test_one_plan_serves_layers_with_different_windows() -> None:
             case.q, case.k_cache, case.v_cache, plan, scale=case.scale, sliding_window=window
         )
         torch.testing.assert_close(got, dense_attention(case))
-
-
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
-def test_what_is_written_is_what_is_read(backend: AttentionBackend) -> None:
-    """The step's own keys and values come through `write`, at the slots of the plan."""
-    case = make_case([(1, 12), (9, 3), (5, 0)])
-    k, v = torch.randn(2, len(case.slot_mapping), *case.k_cache.shape[2:], dtype=torch.float64)
-    backend.write(k, v, case.k_cache, case.v_cache, backend.plan(metadata_of(case)))
-    for row, (start, end) in enumerate(case.query_start_loc.unfold(0, 2, 1).tolist()):
-        case.keys[row][start - end :] = k[start:end]
-        case.values[row][start - end :] = v[start:end]
-    torch.testing.assert_close(attend(backend, case), dense_attention(case))
 
 
 def test_a_function_gets_the_arguments_of_the_contract() -> None:

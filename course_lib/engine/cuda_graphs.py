@@ -1,0 +1,132 @@
+"""Decode steps as CUDA graphs: the host says "again" where it would launch hundreds of kernels.
+
+A decode step of a given batch size launches the same kernels on the same tensors every time, so it
+is recorded once and replayed. The input tensors are therefore kept, and each step overwrites their
+contents. Sizes come from a ladder; a batch that is smaller than its rung is padded with requests of
+one token in the null block, whose results nobody reads.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from course_lib.model.attention import PagedTables
+from course_lib.model.decoder import StepInputs
+
+#: Computes the hidden states of a step.
+Forward = Callable[[StepInputs], torch.Tensor]
+
+
+def graph_sizes(max_num_seqs: int) -> list[int]:
+    """The ladder of batch sizes: 1, 2, 4, 8, then steps of 16 up to `max_num_seqs`."""
+    ladder = [1, 2, 4, 8, *range(16, max_num_seqs, 16), max_num_seqs]
+    return sorted({size for size in ladder if size <= max_num_seqs})
+
+
+def capture_cuda_graph(run: Callable[[], torch.Tensor], pool: Any) -> Callable[[], torch.Tensor]:
+    """Record what `run` launches. The result launches it again and returns the same tensor."""
+    run()  # compiles kernels and lets libraries allocate, which must not happen while recording
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        result = run()
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+class DecodeGraphs:
+    """Decode steps over kept input tensors.
+
+    Args:
+        forward: the eager step; it must launch the same work whatever the tensors hold.
+        max_num_seqs: largest batch.
+        max_blocks: width of the block tables, in blocks.
+        device: of the tensors.
+        capture: makes a replayable step of a function; tests pass one that needs no GPU.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        max_num_seqs: int,
+        max_blocks: int,
+        device: torch.device,
+        capture: Callable[..., Callable[[], torch.Tensor]] = capture_cuda_graph,
+    ) -> None:
+        def kept(*shape: int, dtype: torch.dtype) -> "_Kept":
+            return _Kept(shape, dtype, device)
+
+        # Token ids, positions and slots share a tensor, so that one copy brings all three.
+        self._tokens = kept(3, max_num_seqs, dtype=torch.int64)
+        self._context_lens = kept(max_num_seqs, dtype=torch.int32)
+        self._block_tables = kept(max_num_seqs, max_blocks, dtype=torch.int32)
+        self._query_start_loc = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
+        pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self.sizes = graph_sizes(max_num_seqs)
+        self._replays = {
+            # The largest first, so that the smaller ones fit into the memory it has taken.
+            size: capture(partial(forward, self._step(size)), pool)
+            for size in tqdm(self.sizes[::-1], desc="Capturing CUDA graphs", leave=False)
+        }
+
+    def _step(self, size: int) -> StepInputs:
+        token_ids, positions, slot_mapping = self._tokens.device[:, :size]
+        plan = PagedTables(
+            block_tables=self._block_tables.device[:size],
+            context_lens=self._context_lens.device[:size],
+            query_start_loc=self._query_start_loc[: size + 1],
+        )
+        return StepInputs(token_ids, positions, slot_mapping, plan)
+
+    def run(
+        self,
+        token_ids: np.ndarray,
+        positions: np.ndarray,
+        slot_mapping: np.ndarray,
+        block_tables: np.ndarray,
+    ) -> torch.Tensor:
+        """Hidden states of one token of each request, `[num_requests, hidden_size]`.
+
+        They are overwritten by the next call.
+
+        Args:
+            token_ids: `[num_requests]`, like `positions` and `slot_mapping`.
+            positions: the last one of each request.
+            slot_mapping: where their keys and values go.
+            block_tables: `[num_requests, up to max_blocks]`.
+        """
+        num, width = block_tables.shape
+        size = next(size for size in self.sizes if size >= num)
+        tokens = self._tokens.host
+        tokens[:, :num] = token_ids, positions, slot_mapping
+        tokens[:, num:size] = 0
+        self._context_lens.host[:size] = 1
+        self._context_lens.host[:num] = positions + 1
+        self._block_tables.host[:num, :width] = block_tables
+        self._block_tables.host[num:size, 0] = 0
+        self._tokens.upload(3)
+        self._context_lens.upload(size)
+        self._block_tables.upload(size)
+        return self._replays[size]()[:num]
+
+
+class _Kept:
+    """A tensor that stays where it is, and its image in host memory."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        # Pinned, so that a copy goes on while the host does other things.
+        self._host = torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
+        self.host = self._host.numpy()
+        self.device = torch.zeros(shape, dtype=dtype, device=device)
+
+    def upload(self, num_rows: int) -> None:
+        """Send the first rows. The host may change them once the step's result has been read."""
+        self.device[:num_rows].copy_(self._host[:num_rows], non_blocking=True)
