@@ -6,12 +6,14 @@ the widgets' own.
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
+from matplotlib.figure import Figure
 
-from course_lib.classroom.plots import plot_memory
+from course_lib.classroom.plots import plot_block_map, plot_memory
+from course_lib.classroom.recording import BlockMap
 from course_lib.sizing import catalog
 from course_lib.sizing.memory import GpuRequirements
 
@@ -49,9 +51,7 @@ def sizing_explorer(sizing: Callable[..., GpuRequirements]) -> ipywidgets.Widget
             kv_bytes=catalog.PRECISION_BYTES[chosen["kv"]],
         )
         title = f"{model.name}, {chosen['concurrency']} x {chosen['context']} tokens"
-        file = io.BytesIO()
-        plot_memory(needs, catalog.find_gpu(chosen["gpu"]), title).savefig(file, format="png")
-        picture.value = file.getvalue()
+        picture.value = _png(plot_memory(needs, catalog.find_gpu(chosen["gpu"]), title))
 
     for control in controls.values():
         control.observe(draw, names="value")
@@ -59,6 +59,34 @@ def sizing_explorer(sizing: Callable[..., GpuRequirements]) -> ipywidgets.Widget
     boxes = list(controls.values())
     rows = [ipywidgets.HBox(boxes[first : first + 2]) for first in range(0, len(boxes), 2)]
     return ipywidgets.VBox([*rows, picture])
+
+
+def block_map_explorer(block_maps: Sequence[BlockMap]) -> ipywidgets.Widget:
+    """A run of the engine on a slider, or played: who owns which block after each step.
+
+    Args:
+        block_maps: from `record_block_maps`.
+    """
+    last = len(block_maps) - 1
+    slider = ipywidgets.IntSlider(
+        description="step", max=last, value=min(1, last), continuous_update=False
+    )
+    play = ipywidgets.Play(max=last, value=slider.value, interval=600)
+    ipywidgets.jslink((play, "value"), (slider, "value"))
+    picture = ipywidgets.Image(format="png")
+
+    def draw(_: Any = None) -> None:
+        picture.value = _png(plot_block_map(block_maps[slider.value]))
+
+    slider.observe(draw, names="value")
+    draw()
+    return ipywidgets.VBox([ipywidgets.HBox([play, slider]), picture])
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def _dropdown(label: str, options: list[str], value: str) -> ipywidgets.Dropdown:

@@ -11,6 +11,12 @@ from course_lib.classroom.plots.batching import (
     plot_steps,
     plot_throughput_and_ttft,
 )
+from course_lib.classroom.plots.paging import (
+    plot_block_map,
+    plot_block_maps,
+    plot_fragmentation,
+    plot_prefix_hits,
+)
 from course_lib.classroom.plots.sizing import (
     plot_context_growth,
     plot_gpus_needed,
@@ -19,10 +25,14 @@ from course_lib.classroom.plots.sizing import (
 )
 
 __all__ = [
+    "plot_block_map",
+    "plot_block_maps",
     "plot_context_growth",
+    "plot_fragmentation",
     "plot_gpus_needed",
     "plot_memory",
     "plot_mig_fits",
+    "plot_prefix_hits",
     "plot_request_timeline",
     "plot_slots",
     "plot_steps",
