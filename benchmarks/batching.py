@@ -8,10 +8,14 @@
 
 import platform
 import random
+import sys
 import time
 from datetime import date
 from pathlib import Path
 from typing import Annotated
+
+# A script's own folder is searched first, and there `kernels.py` would hide the package.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 import typer

@@ -52,6 +52,7 @@ def chat(
     try:
         with console.status(f"loading {model.name}"):
             session = ChatSession(model, system, max_tokens=max_tokens, temperature=temperature)
+        console.print(f"[dim]{session.llm.llm_engine}[/]", soft_wrap=True)
         while True:
             text = console.input("[bold]you:[/] ") if message is None else message
             for piece in session.ask(text):

@@ -42,6 +42,12 @@ class Measurement:
     ceilings: Mapping[str, float]
     rows: Sequence[Mapping[str, Any]]
 
+    @property
+    def origin(self) -> str:
+        """Device, versions and date in one line, for a caption."""
+        versions = ", ".join(f"{package} {number}" for package, number in self.versions.items())
+        return f"{self.device['name']}, {versions}, {self.date}"
+
 
 def describe_device() -> dict[str, Any]:
     """The device that the engine would run on."""
@@ -79,10 +85,19 @@ def measured_here(
     )
 
 
-def save_measurement(measurement: Measurement, directory: Path = MEASUREMENTS_DIR) -> Path:
-    """Write it as `benchmark-device-date.json`. Returns the path; a run of the same day is lost."""
-    device = re.sub(r"[^a-z0-9]+", "-", str(measurement.device["name"]).lower()).strip("-")
-    path = directory / f"{measurement.benchmark}-{device}-{measurement.date}.json"
+def save_measurement(
+    measurement: Measurement, variant: str = "", directory: Path = MEASUREMENTS_DIR
+) -> Path:
+    """Write it as `benchmark-variant-device-date.json`, over one of the same name.
+
+    Args:
+        measurement: what to write.
+        variant: tells runs of a benchmark with different options apart.
+        directory: where to.
+    """
+    parts = (measurement.benchmark, variant, measurement.device["name"], measurement.date)
+    name = "-".join(re.sub(r"[^a-z0-9.]+", "-", str(p).lower()).strip("-") for p in parts if p)
+    path = directory / f"{name}.json"
     directory.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(measurement), indent=1) + "\n", encoding="utf-8")
     return path

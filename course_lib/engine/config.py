@@ -40,6 +40,7 @@ class EngineConfig:
         max_num_batched_tokens: tokens a step may compute.
         enable_prefix_caching: share the KV blocks of equal beginnings.
         enforce_eager: no CUDA graphs; without a GPU there are none anyway.
+        load_format: "auto", or "dummy" for random weights at the shape of `config.json`.
         attention_backend: "TRITON_ATTN", the default on a GPU, or "TORCH_SDPA", on a CPU.
         seed: of requests that bring none.
     """
@@ -54,6 +55,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
     enforce_eager: bool = False
+    load_format: str = "auto"
     attention_backend: str | None = None
     seed: int = 0
 
@@ -68,6 +70,8 @@ class EngineConfig:
         for name in ("enable_prefix_caching", "enforce_eager"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.load_format not in ("auto", "dummy"):
+            raise ValueError(f"load_format must be 'auto' or 'dummy', got {self.load_format!r}")
         if self.attention_backend is not None and self.attention_backend not in BACKENDS:
             raise ValueError(
                 f"attention_backend must be one of {sorted(BACKENDS)} or None, got "

@@ -35,7 +35,7 @@ from course_lib.model.attention import AttentionBackend, FunctionAttention, choo
 from course_lib.model.config import CheckpointError, ModelConfig, read_json
 from course_lib.model.decoder import Decoder
 from course_lib.model.tokenizer import Tokenizer
-from course_lib.model.weights import check_weights, load_weights
+from course_lib.model.weights import check_weights, fill_with_random_weights, load_weights
 from course_lib.validation import whole_number
 
 #: A prompt as a caller may give it: text, token ids, or a dict with `prompt` or
@@ -83,7 +83,8 @@ class LLMEngine:
         self.config = config
         self.clock = clock
         self.model_config = ModelConfig.from_pretrained(config.model)
-        files = check_weights(self.model_config, config.model)  # before memory is taken
+        dummy = config.load_format == "dummy"
+        files = None if dummy else check_weights(self.model_config, config.model)
         resolved = resolve(config, self.model_config)
         self.device, self.dtype = resolved.device, resolved.dtype
         self.max_model_len = resolved.max_model_len
@@ -115,8 +116,8 @@ class LLMEngine:
         self._completions: dict[str, tuple[_Group, CompletionBuilder]] = {}
         self._seeds = random.Random(config.seed)
 
-    def _load(self, files: dict[str, Path]) -> ModelRunner:
-        """Weights, then the KV cache in what they leave, then CUDA graphs."""
+    def _load(self, files: dict[str, Path] | None) -> ModelRunner:
+        """Weights, random if there are no files; the KV cache in what they leave; CUDA graphs."""
         config, model = self.config, self.model_config
         num_blocks = config.num_gpu_blocks_override
         if num_blocks is None and self.device.type == "cpu":
@@ -124,7 +125,10 @@ class LLMEngine:
         if num_blocks is not None:  # refused before time is spent on loading
             check_num_blocks(num_blocks, self.max_model_len, config.block_size)
         decoder = Decoder(model, self.max_model_len, self.dtype, self.device, self.attention.ops)
-        load_weights(decoder, files)
+        if files is None:
+            fill_with_random_weights(decoder)
+        else:
+            load_weights(decoder, files)
         if num_blocks is None:
             num_blocks = self._num_blocks(
                 gpu_kv_cache_bytes(decoder, self.attention, config, self.max_model_len)

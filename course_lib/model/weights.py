@@ -45,6 +45,13 @@ def load_weights(decoder: nn.Module, files: dict[str, Path]) -> None:
                     targets[name].copy_(tensors.get_tensor(name))
 
 
+def fill_with_random_weights(decoder: nn.Module) -> None:
+    """Small random numbers, always the same ones on a device: to measure, not to read."""
+    for parameter in decoder.parameters():
+        generator = torch.Generator(parameter.device).manual_seed(0)
+        parameter.data.normal_(0.0, 0.02, generator=generator)
+
+
 def _targets(decoder: nn.Module) -> dict[str, torch.Tensor]:
     """Checkpoint name -> the parameter, or the rows of a fused one, that it goes into."""
     targets: dict[str, torch.Tensor] = {}

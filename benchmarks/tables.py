@@ -1,0 +1,15 @@
+"""How benchmarks print their rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_table(console: Console, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of the same fields, three digits of each number."""
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*(f"{c:.3g}" if isinstance(c, float) else str(c) for c in row.values()))
+    console.print(table)
