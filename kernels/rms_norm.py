@@ -78,12 +78,13 @@ def _rms_norm_kernel(
     columns = tl.arange(0, PADDED)
     mask = columns < SIZE
     offsets = tl.program_id(0).to(tl.int64) * SIZE + columns
-    total = tl.load(x + offsets, mask=mask, other=0.0)
+    total = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     if ADD:
+        total += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
         # Rounded to the dtype of the stream before it is normalised, as the expression does.
-        total += tl.load(residual + offsets, mask=mask, other=0.0)
-        tl.store(total_out + offsets, total, mask=mask)
-    total = total.to(tl.float32)
+        rounded = total.to(total_out.dtype.element_ty)
+        tl.store(total_out + offsets, rounded, mask=mask)
+        total = rounded.to(tl.float32)
     mean_square = tl.sum(total * total, 0) / SIZE
     scale = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + offsets, total * tl.rsqrt(mean_square + eps) * scale, mask=mask)

@@ -5,6 +5,8 @@ import shutil
 import pytest
 from hypothesis import settings
 
+import kernels.runtime  # noqa: F401 - switches the interpreter on before transformers imports Triton
+
 # The machine is shared with other test processes, so a slow example says nothing.
 settings.register_profile("course", deadline=None)
 settings.load_profile("course")
