@@ -804,6 +804,8 @@ def _random_step(game: _Game, rng: random.Random, request: Request) -> None:
     if left > 1 and rng.random() < 0.5:
         game.allocate(request, rng.randint(1, left - 1))  # a chunk: nothing is sampled yet
         return
+    if left == 0:  # the prompt is through, and its first token was sampled
+        request.token_ids.append(rng.randint(1, 9))
     drafts = rng.choice((0, 0, 1, 3))
     accepted = rng.randint(0, drafts)
     sampled = [rng.randint(1, 9) for _ in range(accepted + 1)]

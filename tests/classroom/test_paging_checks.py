@@ -1,4 +1,4 @@
-"""The checks of B2 name the mistake: a hint that fits it, and the calls that led there."""
+"""The checks of B2 name the mistake, and what they let pass serves as the engine's own does."""
 
 import random
 
@@ -6,6 +6,8 @@ import pytest
 
 from course_lib import LLM, SamplingParams
 from course_lib.classroom.checks import CheckFailed, check
+from course_lib.classroom.exercises import b2
+from course_lib.classroom.parts import load_object
 from course_lib.data import DEFAULT_MODEL
 from course_lib.engine.block_pool import BlockPool
 from tests.classroom import answers_b2 as answers
@@ -64,6 +66,12 @@ def test_the_message_tells_the_calls_and_shows_tokens_block_by_block() -> None:
     assert "expected [1, 2, 3], got [1, 2, 3, 4]" in difference
     assert calls.startswith("Calls before, with 4 blocks of 4 tokens: a has 1111 2222 3333 4444; ")
     assert "free(a); b has 5;" in calls
+
+
+def test_the_engines_own_parts_keep_the_rules_that_the_checks_ask_for() -> None:
+    for seed in range(5):
+        for exercise in b2.EXERCISES:
+            exercise.verify(load_object(exercise.reference), random.Random(seed))
 
 
 @pytest.mark.parametrize("block_pool", answers.RIGHT["B2.3"])
