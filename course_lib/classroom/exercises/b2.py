@@ -835,8 +835,8 @@ EXERCISES = (
         verify=verify_hash_block,
         reference="course_lib.engine.block_pool_base:hash_block",
         hints=(
-            "A hash object takes data piece by piece: hasher.update(more_bytes). Give it the name of "
-            "the parent, the tokens, the extra keys; return hasher.digest().",
+            "A hash object takes data piece by piece: hasher.update(more_bytes). Give it the name "
+            "of the parent, the tokens, the extra keys; return hasher.digest().",
             "Tokens become bytes of a fixed width with numpy.asarray(token_ids, 'int64').tobytes() "
             "or array.array('q', token_ids).tobytes().",
             "Keys become unmistakable bytes with repr(extra_keys).encode().",
