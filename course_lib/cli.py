@@ -68,6 +68,49 @@ def chat(
 
 
 @app.command()
+def serve(
+    model: Annotated[Path, typer.Option(help="Checkpoint directory.")] = DEFAULT_MODEL,
+    host: Annotated[
+        str, typer.Option(help="Address to bind to; 0.0.0.0 is everybody.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 64,
+    max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a step.")] = 2048,
+    max_queue: Annotated[int, typer.Option(min=0, help="Requests that may wait.")] = 256,
+    max_queue_age: Annotated[float, typer.Option(min=0.1, help="Seconds, for the oldest.")] = 30.0,
+    drain: Annotated[float, typer.Option(min=0.0, help="Seconds to finish in after SIGTERM.")] = 30,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="COURSE_API_KEY", help="Clients must show it.")
+    ] = None,
+    warm_up: Annotated[
+        list[str] | None, typer.Option(help="A prompt to run first; may be given several times.")
+    ] = None,
+) -> None:
+    """Serve the model by OpenAI's API, until SIGTERM or Ctrl-C."""
+    try:
+        from course_lib.serving.server import serve_model
+    except ModuleNotFoundError as error:
+        console.print(f"[red]{error.name} is missing[/]: pip install -e '.\\[serve]'")
+        raise typer.Exit(1) from None
+    try:
+        serve_model(
+            model,
+            host=host,
+            port=port,
+            api_key=api_key,
+            max_queue=max_queue,
+            max_queue_age_s=max_queue_age,
+            drain_s=drain,
+            warm_up=warm_up or [],
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
+    except (ValueError, OSError) as error:
+        console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
 def parts() -> None:
     """Show which parts of the engine are your own."""
     from course_lib.classroom.parts import PARTS, is_own, parts_dir

@@ -286,6 +286,10 @@ class LLMEngine:
         """Whether another step has something to do."""
         return bool(self._groups)
 
+    def unfinished_request_ids(self) -> list[str]:
+        """The prompts that are waiting or running."""
+        return list(self._groups)
+
     def get_num_unfinished_requests(self) -> int:
         """How many prompts are waiting or running."""
         return len(self._groups)

@@ -1,14 +1,23 @@
-"""How a replica leaves: what it still finishes, and what another replica has to do again.
+"""How a replica comes and goes: ready after its warm-up, and no request lost when it leaves.
 
 A spot machine is taken away a fixed time after its warning. `DrainPolicy` lets those requests
 finish that will be done before then, less a margin for shutting down, and hands back the others to
-be retried elsewhere at once, while there is time for that.
+be retried elsewhere at once, while there is time for that. `Lifecycle` carries it out.
 """
 
-from collections.abc import Mapping
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
 
+from course_lib.engine.sampling_params import SamplingParams
 from course_lib.validation import number
+
+if TYPE_CHECKING:  # the policy alone needs no engine, and the simulator has none
+    from course_lib.engine.engine import Prompt
+    from course_lib.serving.async_llm import AsyncLLM
 
 
 @dataclass(frozen=True)
@@ -46,3 +55,74 @@ class DrainPolicy:
             else "retry"
             for name, seconds in remaining_s.items()
         }
+
+
+class ReplicaState(Enum):
+    """Where a replica stands."""
+
+    STARTING = "starting"  # loaded, warming up
+    READY = "ready"  # in rotation
+    DRAINING = "draining"  # finishes what it has, takes nothing new
+
+
+class DrainingError(RuntimeError):
+    """The replica leaves before this request would be done."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__("this replica is shutting down; send the request again")
+        self.retry_after_s = retry_after_s
+
+
+class Lifecycle:
+    """Starts and drains one replica.
+
+    Args:
+        llm: the engine.
+        drain_policy: who may finish; a part with `warning_s`, `shutdown_margin_s` and `decide`.
+    """
+
+    def __init__(self, llm: "AsyncLLM", drain_policy: DrainPolicy) -> None:
+        self.llm = llm
+        self.drain_policy = drain_policy
+        self.state = ReplicaState.STARTING
+
+    async def warm_up(self, prompts: "Sequence[Prompt]") -> None:
+        """Run each prompt once, then join the rotation.
+
+        What is slow the first time is over then, and the prefix cache holds their beginnings.
+        """
+        for index, prompt in enumerate(prompts):
+            params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+            async for _ in self.llm.generate(f"warm-up-{index}", prompt, params):
+                pass
+        if self.state is ReplicaState.STARTING:
+            self.state = ReplicaState.READY
+
+    def check_open(self) -> None:
+        """Raise `DrainingError` if nothing new is taken."""
+        if self.state is ReplicaState.DRAINING:
+            raise DrainingError(self._retry_after_s)
+
+    async def drain(self) -> None:
+        """Leave the rotation and return once every request has got its answer.
+
+        Those that do not fit the budget are ended at once; those that were expected to fit and do
+        not, at its end.
+        """
+        self.state = ReplicaState.DRAINING
+        loop = asyncio.get_running_loop()
+        budget_s = self.drain_policy.warning_s - self.drain_policy.shutdown_margin_s
+        deadline = loop.time() + budget_s
+        for request_id, choice in self.drain_policy.decide(self.llm.remaining_s()).items():
+            if choice == "retry":
+                self.llm.fail(request_id, DrainingError(self._retry_after_s))
+        while self.llm.num_unfinished and loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        for request_id in self.llm.unfinished_request_ids():
+            self.llm.fail(request_id, DrainingError(self._retry_after_s))
+        while self.llm.num_unfinished:
+            await asyncio.sleep(0.02)
+
+    @property
+    def _retry_after_s(self) -> int:
+        return max(1, math.ceil(self.drain_policy.shutdown_margin_s))
