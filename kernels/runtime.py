@@ -55,5 +55,5 @@ else:
     if not INTERPRETED and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
         triton = tl = _NotUsable(
             "there is no GPU, and Triton was imported before its interpreter could be switched "
-            "on; import course_lib or kernels first, or set TRITON_INTERPRET=1"
+            "on; run `from course_lib import LLM` before that import, or set TRITON_INTERPRET=1"
         )
