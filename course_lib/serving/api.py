@@ -533,7 +533,16 @@ class _CompletionAnswer(_Answer):
             token_ids = [*output.prompt_token_ids, *token_ids]
             logprobs = [*output.prompt_logprobs, *logprobs]
         offset = self._num_chars.get(index, 0)
-        return responses.completion_logprobs(token_ids, logprobs, self.params.logprobs or 0, offset)
+        return responses.completion_logprobs(
+            token_ids,
+            logprobs,
+            self.params.logprobs or 0,
+            offset,
+            lambda token: self._decode([token]),
+        )
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self.replica.llm.get_tokenizer().decode(tokens, False)
 
 
 async def _answer(answer: _Answer, request: Request) -> Response:
