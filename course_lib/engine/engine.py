@@ -17,6 +17,7 @@ import torch
 
 from course_lib.engine.batch import Executor, ScheduledBatch, StepResult
 from course_lib.engine.block_pool import BlockPool
+from course_lib.engine.block_pool_base import BlockPoolBase
 from course_lib.engine.config import EngineConfig, check_num_blocks, resolve
 from course_lib.engine.detokenizer import CompletionBuilder, with_decoded_tokens
 from course_lib.engine.kv_cache import (
@@ -76,7 +77,7 @@ class LLMEngine:
         config: EngineConfig,
         *,
         scheduler: Callable[..., SchedulerBase] = Scheduler,
-        block_pool: Callable[..., BlockPool] = BlockPool,
+        block_pool: Callable[..., BlockPoolBase] = BlockPool,
         paged_attention: Callable[..., torch.Tensor] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

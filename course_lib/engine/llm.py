@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from course_lib.engine.block_pool import BlockPool
+from course_lib.engine.block_pool_base import BlockPoolBase
 from course_lib.engine.config import EngineConfig
 from course_lib.engine.engine import LLMEngine, Prompt
 from course_lib.engine.outputs import RequestOutput
@@ -48,7 +49,7 @@ class LLM:
         model: str | Path,
         *,
         scheduler: Callable[..., SchedulerBase] = Scheduler,
-        block_pool: Callable[..., BlockPool] = BlockPool,
+        block_pool: Callable[..., BlockPoolBase] = BlockPool,
         paged_attention: Callable[..., torch.Tensor] | None = None,
         **engine_args: Any,
     ) -> None:
