@@ -56,6 +56,16 @@ def test_rms_norm(rows: int, size: int, add: bool, dtype: torch.dtype, device: s
     check_rms_norm(rows, size, add, dtype, device)
 
 
+def test_what_is_normalised_is_the_rounded_sum(device: str) -> None:
+    """So that a model gives the same numbers with the kernel as with the expression."""
+    x, residual = randn(2, 2, 4096, dtype=torch.float16, device=device)
+    weight = randn(4096, dtype=torch.float16, device=device)
+    got, total = rms_norm(x, weight, EPS, residual)
+    stream = total.double()
+    want = stream / (stream.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
+    assert (got == want.half()).double().mean() > 0.99
+
+
 @given(data=st.data())
 @settings(max_examples=15)
 def test_rms_norm_of_random_shapes(data: st.DataObject, device: str) -> None:

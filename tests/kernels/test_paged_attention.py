@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kernels.paged_attention
 from kernels.paged_attention import (
     Tiles,
     choose_num_splits,
@@ -194,6 +195,24 @@ def test_large_scores_do_not_overflow(num_splits: int, device: str) -> None:
             case.k_cache[block, position % case.block_size] = keys[position].to(device)
     got = launched(case, num_splits=num_splits).double().cpu()
     assert (dense_attention(case) - got).norm() <= 1e-3 * got.norm()
+
+
+@pytest.mark.parametrize("num_splits", [1, 2])
+def test_a_program_writes_the_rows_of_its_own_tokens_only(
+    num_splits: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise programs that run at once would race. Here none but the first tile's run."""
+    kernel = kernels.paged_attention._attention_kernel
+
+    class FirstTile:
+        def __getitem__(self, grid: tuple[int, int, int]) -> Any:
+            return kernel[1, grid[1], grid[2]]
+
+    monkeypatch.setattr("kernels.paged_attention._attention_kernel", FirstTile())
+    case = random_case([(12, 9), (1, 3)], queries_per_kv=3, device=device)
+    out = launched(case, tiles=Tiles(16, 16, 4, 1), num_splits=num_splits)
+    assert_accurate(out[:5], dense_attention(case)[:5])  # 16 rows are 5 tokens of 3 heads
+    assert out[5:].isnan().all()
 
 
 def test_what_lies_outside_the_tables_is_left_alone(device: str) -> None:
