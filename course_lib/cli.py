@@ -159,3 +159,117 @@ def size(
         typer.echo(as_json(report))
     else:
         console.print(as_tables(report))
+
+
+@app.command()
+def load(
+    url: Annotated[
+        str, typer.Option(help="Of any server with OpenAI's API.")
+    ] = "http://127.0.0.1:8000",
+    users: Annotated[
+        int | None, typer.Option(help="Closed loop: so many send when free. 8 if nothing is said.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Open loop: Poisson arrivals, requests/s.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="CSV of arrivals and lengths, such as Azure's.")
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option(help="Stop after so many. 64 if nothing ends it.")
+    ] = None,
+    duration: Annotated[float | None, typer.Option(help="Send nothing after it, seconds.")] = None,
+    prompt_tokens: Annotated[str, typer.Option(help="128, or 64:512 for uniform.")] = "128",
+    output_tokens: Annotated[str, typer.Option(help="64, or 16:128 for uniform.")] = "64",
+    shared_prefix: Annotated[
+        float, typer.Option(help="Share of each prompt that all have in common, 0 to 1.")
+    ] = 0.0,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Send random token ids below it instead of words.")
+    ] = None,
+    trace_speed: Annotated[float, typer.Option(help="2 lets a trace come twice as fast.")] = 1.0,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(help="Cut longer prompts of a trace.")
+    ] = None,
+    max_output_tokens: Annotated[
+        int | None, typer.Option(help="Cut longer replies of a trace.")
+    ] = None,
+    traffic_class: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="paid,share=0.2,tenant=acme,priority=1; may be repeated."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    model: Annotated[str | None, typer.Option(help="The server's first one if not given.")] = None,
+    api: Annotated[str, typer.Option(help="completions or chat.")] = "completions",
+    api_key: Annotated[
+        str | None, typer.Option(envvar="COURSE_API_KEY", help="Sent as a bearer token.")
+    ] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(help='"Name: value"; may be repeated.')
+    ] = None,
+    slo_ttft: Annotated[float, typer.Option(help="Objective for TTFT, seconds.")] = 2.0,
+    slo_tpot: Annotated[float, typer.Option(help="Objective for TPOT, seconds.")] = 0.2,
+    timeout: Annotated[float, typer.Option(help="Give a request up after it, seconds.")] = 600.0,
+    ignore_eos: Annotated[
+        bool, typer.Option(help="Ask for replies of exactly the length given.")
+    ] = True,
+    usage: Annotated[bool, typer.Option(help="Ask the server to count tokens.")] = True,
+    output: Annotated[Path | None, typer.Option(help="Write the whole report as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw latency over time as an image.")] = None,
+) -> None:
+    """Send load to a server and report TTFT, TPOT, ITL, end-to-end times and goodput."""
+    from course_lib.load import as_tables, parse_classes, parse_headers, parse_lengths
+    from course_lib.serving import load_client
+
+    if users is None and rate is None and trace is None:
+        users = 8
+    replays = trace is not None and users is None and rate is None
+    if requests is None and duration is None and not replays:
+        requests = 64
+    try:
+        workload = load_client.Workload(
+            users=users,
+            rate_per_s=rate,
+            trace=None
+            if trace is None
+            else load_client.read_trace(
+                trace,
+                speed=trace_speed,
+                max_prompt_tokens=max_prompt_tokens,
+                max_output_tokens=max_output_tokens,
+            ),
+            num_requests=requests,
+            duration_s=duration,
+            prompt_tokens=parse_lengths("--prompt-tokens", prompt_tokens),
+            output_tokens=parse_lengths("--output-tokens", output_tokens),
+            shared_prefix=shared_prefix,
+            vocab_size=vocab_size,
+            classes=parse_classes(traffic_class or []),
+            seed=seed,
+        )
+        report = load_client.load(
+            url,
+            workload,
+            model=model,
+            api=api,
+            api_key=api_key,
+            headers=parse_headers(header or []),
+            slo=load_client.SLO(slo_ttft, slo_tpot),
+            timeout_s=timeout,
+            ignore_eos=ignore_eos,
+            include_usage=usage,
+        )
+        console.print(as_tables(report))
+        if output is not None:
+            console.print(f"wrote {report.save(output)}")
+        if plot is not None:
+            from course_lib.classroom.plots import plot_latency_over_time
+
+            plot.parent.mkdir(parents=True, exist_ok=True)
+            plot_latency_over_time(report).savefig(plot)
+            console.print(f"wrote {plot}")
+    except (ValueError, OSError) as error:
+        console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+        raise typer.Exit(1) from None
+    if not report.served:
+        raise typer.Exit(1)

@@ -155,7 +155,11 @@ def load(
     """
     counts: dict[str, int] = {}
     with tqdm(
-        total=workload.expected_requests, desc="load", unit="request", disable=not show_progress
+        total=workload.expected_requests,
+        desc="load",
+        unit="request",
+        delay=0.1,  # nothing is shown of a run that cannot start
+        disable=not show_progress,
     ) as bar:
 
         def advance(record: RequestRecord) -> None:

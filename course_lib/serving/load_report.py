@@ -3,7 +3,7 @@
 TTFT is from sending a request to the first chunk with text. TPOT is the mean time of each token
 after the first, ITL the time between two chunks that follow each other, end to end the time to the
 last event. Only requests that were served to the end count in latencies; all others are counted by
-name. The definitions are those of vLLM's `bench serve`, so figures can be compared.
+name. vLLM's `bench serve` has the same four, so figures can be compared.
 """
 
 import json
@@ -37,8 +37,8 @@ LATENCIES = ("ttft", "tpot", "itl", "e2e")
 class SLO:
     """Objectives for one request: a time to its first token and a mean time for each later one.
 
-    The defaults are those of MLPerf Inference for Llama 2 70B in its server scenario
-    (https://docs.mlcommons.org/inference/benchmarks/language/llama2-70b/).
+    The defaults are the limits of MLPerf Inference for Llama 2 70B in its server scenario
+    (https://github.com/mlcommons/inference_policies).
 
     Raises:
         ValueError: a time is not above 0.

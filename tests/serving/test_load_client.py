@@ -597,7 +597,7 @@ def test_it_runs_inside_an_event_loop_as_in_a_notebook():
 
 def test_progress_is_told_of_each_request_and_shown_with_failures(capsys):
     told: list[RequestRecord] = []
-    with StubServer(refuse=[429]) as server:
+    with StubServer(refuse=[429], first_token_s=0.3) as server:
         load(server.url, few(), on_progress=told.append)
     assert len(told) == 4
     shown = capsys.readouterr().err

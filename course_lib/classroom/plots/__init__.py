@@ -11,6 +11,7 @@ from course_lib.classroom.plots.batching import (
     plot_steps,
     plot_throughput_and_ttft,
 )
+from course_lib.classroom.plots.load import plot_latency_over_time
 from course_lib.classroom.plots.paging import (
     plot_block_map,
     plot_block_maps,
@@ -30,6 +31,7 @@ __all__ = [
     "plot_context_growth",
     "plot_fragmentation",
     "plot_gpus_needed",
+    "plot_latency_over_time",
     "plot_memory",
     "plot_mig_fits",
     "plot_prefix_hits",
