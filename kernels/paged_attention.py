@@ -89,7 +89,7 @@ def paged_attention(
         context_lens: `[num_requests]` int32, tokens in each context, this step's included.
         query_start_loc: `[num_requests + 1]` int32; request `r` owns the rows
             `query_start_loc[r]` to `query_start_loc[r + 1]` of `q`. It may own none.
-        scale: factor on the scores, usually `head_dim ** -0.5`.
+        scale: positive factor on the scores, usually `head_dim ** -0.5`.
         sliding_window: a token sees itself and the `sliding_window - 1` tokens before it.
         out: where to write the result; made if absent.
 
@@ -391,17 +391,17 @@ def _walk_keys(
             )
         else:
             scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
-        scores *= scale
         if MASKED:
             distance = positions[:, None] - keys[None, :]
             visible = (distance >= 0) & exists[None, :]
             if SLIDING_WINDOW > 0:
                 visible &= distance < SLIDING_WINDOW
             scores = tl.where(visible, scores, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(scores, 1))
+        # Scaled within the exponent, where it is part of one multiply-add.
+        new_largest = tl.maximum(largest, tl.max(scores, 1) * scale)
         # A row that has seen no key yet stays at -inf; 0 keeps inf - inf out of its exponents.
         pivot = tl.where(new_largest == float("-inf"), 0.0, new_largest) if MASKED else new_largest
-        weights = tl.exp2(scores - pivot[:, None])
+        weights = tl.exp2(scores * scale - pivot[:, None])
         shrink = tl.exp2(largest - pivot)
         total = total * shrink + tl.sum(weights, 1)
         v_tile = tl.load(v_cache + offsets[:, None] + dims[None, :], mask=mask, other=0.0)
@@ -488,8 +488,8 @@ def _check_tensors(
 
 
 def _check_scalars(scale: float, sliding_window: int | None) -> None:
-    if not isinstance(scale, int | float) or not math.isfinite(scale):
-        raise ValueError(f"scale must be a finite number, got {scale!r}")
+    if not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise ValueError(f"scale must be a finite number above 0, got {scale!r}")
     if sliding_window is not None and (type(sliding_window) is not int or sliding_window < 1):
         raise ValueError(f"sliding_window must be at least 1 token or None, got {sliding_window!r}")
 
