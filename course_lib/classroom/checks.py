@@ -21,7 +21,7 @@ import numpy as np
 
 from course_lib.classroom.ownership import NotYourOwn, check_is_own, reference_blocked
 from course_lib.classroom.parts import is_own, load_file, load_object, save_part
-from course_lib.classroom.source import source_of
+from course_lib.classroom.source import program_of
 
 TIME_LIMIT_S = 60
 
@@ -159,9 +159,12 @@ def _failure(exercise: Exercise, difference: str, hint_that_fits: str | None, se
 
 def _describe(error: BaseException) -> str:
     """An error that the student's code raised, with its line."""
+    while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
+        error = error.__cause__  # of a Triton kernel that was interpreted
     if isinstance(error, _OutOfTime):
         return f"it did not end within {TIME_LIMIT_S} s; is there a loop that never stops?"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
     return f"it raised {type(error).__name__}: {error} (at `{frame.line}`)"
 
 
@@ -179,7 +182,7 @@ def hint(exercise_id: str, number: int = 1) -> None:
 
 def reference(exercise_id: str) -> None:
     """Print the course's own version of an exercise. To read, not to copy: a copy earns nothing."""
-    print(source_of(load_object(find_exercise(exercise_id).reference)))
+    print(program_of(load_object(find_exercise(exercise_id).reference)))
 
 
 class _OutOfTime(Exception):

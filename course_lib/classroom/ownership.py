@@ -2,13 +2,13 @@
 
 An answer that is, derives from, calls or repeats the reference shows nothing. Derived and called
 are seen by looking at what its code refers to, and by blocking the reference while the answer is
-checked; repeated by comparing the programs with names, comments and annotations taken out.
+checked; repeated by comparing the programs with names, comments and annotations taken out. The
+Triton kernels that an answer launches are part of it.
 """
 
 import ast
 import builtins
 import importlib
-import inspect
 import textwrap
 import types
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from course_lib.classroom.parts import load_object
-from course_lib.classroom.source import names_in, own_functions, source_of
+from course_lib.classroom.source import names_in, own_functions, plain, program_of
 
 
 class NotYourOwn(Exception):
@@ -30,9 +30,9 @@ def check_is_own(answer: Any, reference: str) -> None:
         answer: a function or class.
         reference: "module:name".
     """
-    target = load_object(reference)
+    target = plain(load_object(reference))
     module, name = reference.split(":")
-    answer = inspect.unwrap(answer) if callable(answer) else answer
+    answer = plain(answer)
     if not isinstance(answer, types.FunctionType | type):
         raise NotYourOwn(f"expected the function or class that you wrote, got {answer!r}")
     if answer is target or (isinstance(answer, type) and target in answer.__mro__):
@@ -43,12 +43,12 @@ def check_is_own(answer: Any, reference: str) -> None:
         if used is target or helper or home.startswith("course_lib.classroom"):
             raise NotYourOwn(f"it uses the course's own {used.__name__}; write it without.")
     try:
-        own = source_of(answer)
+        own = program_of(answer)
     except OSError:
         raise NotYourOwn("its source code was not found; define it in a notebook cell.") from None
     if any(name.startswith("course_lib.classroom") for name in _modules_imported(own)):
         raise NotYourOwn("it imports the course's checks; write it without.")
-    if _fingerprint(own) == _fingerprint(source_of(target)):
+    if _fingerprint(own) == _fingerprint(program_of(target)):
         raise NotYourOwn(f"it is the course's own {name} word by word; write it in your own way.")
 
 
@@ -82,7 +82,7 @@ def _objects_used(answer: Any) -> Iterator[Any]:
     while queue:
         function = queue.pop()
         for name in names_in(function.__code__):
-            used = function.__globals__.get(name)
+            used = plain(function.__globals__.get(name))
             if id(used) in seen or not isinstance(used, _NAMED):
                 continue
             seen.add(id(used))

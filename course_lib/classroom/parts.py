@@ -7,7 +7,6 @@ them.
 
 import importlib
 import importlib.util
-import inspect
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from course_lib.classroom.source import global_names, own_functions, source_of
+from course_lib.classroom.source import global_names, own_functions, plain, source_of
 from course_lib.data import DATA_DIR
 
 
@@ -33,6 +32,7 @@ PARTS = (
     Part("scheduler", "course_lib.engine.scheduler:Scheduler", "A1"),
     Part("sizing", "course_lib.sizing.memory:estimate_gpu_requirements", "B1"),
     Part("block_pool", "course_lib.engine.block_pool:BlockPool", "B2"),
+    Part("paged_attention", "kernels.paged_attention:paged_attention", "B3"),
 )
 
 
@@ -119,6 +119,10 @@ def save_part(name: str, answer: Any, exercise_id: str) -> Path:
     return path
 
 
+#: Triton as the notebooks name it. `kernels.runtime` switches its interpreter on where needed.
+_FROM_RUNTIME = {"triton": "triton", "tl": "triton.language"}
+
+
 def _as_module(name: str, answer: Any) -> str:
     """The answer's source, preceded by what it uses of the notebook."""
     imports: list[str] = []
@@ -135,10 +139,12 @@ def _as_module(name: str, answer: Any) -> str:
         definitions.append(source)
 
     def add_name(used: str, value: Any, namespace: dict[str, Any]) -> None:
-        value = inspect.unwrap(value) if callable(value) else value
+        value = plain(value)
         home = getattr(value, "__module__", None)
         in_notebook = home == namespace.get("__name__")
-        if isinstance(value, types.ModuleType):
+        if used in _FROM_RUNTIME and getattr(value, "__name__", "") == _FROM_RUNTIME[used]:
+            imports.append(f"from kernels.runtime import {used}")
+        elif isinstance(value, types.ModuleType):
             imports.append(f"import {value.__name__} as {used}")
         elif isinstance(value, types.FunctionType | type) and in_notebook:
             add(value)

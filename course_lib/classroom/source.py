@@ -13,8 +13,33 @@ import types
 from typing import Any
 
 
+def plain(obj: Any) -> Any:
+    """The Python function that was decorated or made a Triton kernel; any other object as it is."""
+    while type(obj).__module__.startswith("triton.") and hasattr(obj, "fn"):
+        obj = obj.fn
+    return inspect.unwrap(obj) if callable(obj) else obj
+
+
+def kernels_of(function: types.FunctionType) -> list[types.FunctionType]:
+    """Triton kernels that a function and its helpers launch, and what these call, line by line."""
+    seen = [function]
+    kernels: list[types.FunctionType] = []
+    for outer in seen:  # grows
+        for name in names_in(outer.__code__):
+            used = outer.__globals__.get(name)
+            inner = plain(used)
+            if isinstance(inner, types.FunctionType) and inner not in seen:
+                is_kernel = type(used).__module__.startswith("triton.")
+                if is_kernel:
+                    kernels.append(inner)
+                if is_kernel or inner.__module__ == function.__module__:
+                    seen.append(inner)
+    return sorted(kernels, key=lambda kernel: kernel.__code__.co_firstlineno)
+
+
 def own_functions(obj: Any) -> list[types.FunctionType]:
     """The function itself, or those that a class or module defines in its own body."""
+    obj = plain(obj)
     if isinstance(obj, types.FunctionType):
         return [obj]
     members = (
@@ -42,6 +67,7 @@ def source_of(obj: Any) -> str:
     Raises:
         OSError: it is nowhere to be found.
     """
+    obj = plain(obj)
     files = [f.__code__.co_filename for f in own_functions(obj)]
     for file in dict.fromkeys(files + [f for f in reversed(linecache.cache) if "ipykernel" in f]):
         lines = linecache.getlines(file)
@@ -51,6 +77,12 @@ def source_of(obj: Any) -> str:
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
             return textwrap.dedent("".join(lines[first - 1 : node.end_lineno]))
     return inspect.getsource(obj)
+
+
+def program_of(obj: Any) -> str:
+    """Source of a function or class, and before it that of the Triton kernels that it launches."""
+    kernels = dict.fromkeys(k for function in own_functions(obj) for k in kernels_of(function))
+    return "\n\n".join([*map(source_of, kernels), source_of(obj)])
 
 
 def _definitions(source: str) -> list[ast.FunctionDef | ast.ClassDef]:
