@@ -188,7 +188,7 @@ def test_large_scores_do_not_overflow(num_splits: int, device: str) -> None:
     for keys in case.keys:
         keys.sign_().mul_(torch.linspace(1, 3, len(keys))[:, None, None])
     signs = torch.tensor([1.0, -1.0], device=device).repeat(case.q.shape[1] // 2)
-    case.q = signs[None, :, None].expand_as(case.q) * 100
+    case.q = (signs[None, :, None].expand_as(case.q) * 100).contiguous()
     for row, keys in enumerate(case.keys):
         for position in range(len(keys)):
             block = case.block_tables[row, position // case.block_size]
