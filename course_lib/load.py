@@ -48,16 +48,10 @@ def _parse_class(text: str) -> TrafficClass:
         )
     try:
         share = float(fields.get("share", "1"))
+        priority = int(fields["priority"]) if "priority" in fields else None
     except ValueError:
-        raise ValueError(f"share of --class {text!r} must be a number") from None
-    priority = fields.get("priority")
-    is_number = priority is not None and priority.lstrip("-").isdecimal()
-    return TrafficClass(
-        name,
-        share,
-        fields.get("tenant"),
-        int(priority) if is_number and priority is not None else priority,
-    )
+        raise ValueError(f"share and priority of --class {text!r} must be numbers") from None
+    return TrafficClass(name, share, fields.get("tenant"), priority)
 
 
 def parse_headers(texts: Sequence[str]) -> dict[str, str]:
@@ -112,10 +106,10 @@ def notes(report: LoadReport) -> list[str]:
     lag_s = report.send_lag_p99_s
     if lag_s is not None and lag_s > LATE_CLIENT_S:
         found.append(f"requests were sent up to {lag_s:.2f} s (p99) later than planned")
-    if any(record.status in (400, 422) for record in report.records):
-        found.append(
-            "a server that refuses fields it does not know may want --no-ignore-eos or --no-usage"
-        )
+    said = {record.message or "" for record in report.records if record.outcome == "http_error"}
+    for field, option in (("ignore_eos", "--no-ignore-eos"), ("stream_options", "--no-usage")):
+        if any(field in message for message in said):
+            found.append(f"the server does not take {field}; {option} leaves it out")
     return found
 
 

@@ -51,6 +51,9 @@ PATHS: dict[Api, str] = {"completions": "/v1/completions", "chat": "/v1/chat/com
 #: A user of a closed loop whose request failed waits so long, unless the server says how long.
 PAUSE_AFTER_FAILURE_S = 0.1
 
+#: It does not stay away longer than this, as OpenAI's own client.
+MAX_RETRY_AFTER_S = 60.0
+
 #: Statuses by which a server says that it has no room now.
 REFUSALS = (429, 503)
 
@@ -245,7 +248,8 @@ class _Run:
             if not record.ok:
                 wanted_s = record.retry_after_s
                 pause_s = PAUSE_AFTER_FAILURE_S if wanted_s is None else wanted_s
-                await asyncio.sleep(min(pause_s, max(0.0, end_s - self.now_s())))
+                pause_s = min(pause_s, MAX_RETRY_AFTER_S, max(0.0, end_s - self.now_s()))
+                await asyncio.sleep(pause_s)
 
     async def send(self, plan: PlannedRequest) -> RequestRecord:
         """Send one request, read its reply to the end and keep the record."""

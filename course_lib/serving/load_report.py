@@ -83,7 +83,7 @@ class RequestRecord:
     asked_prompt_tokens: int
     asked_output_tokens: int
     tenant: str | None = None
-    priority: int | str | None = None
+    priority: int | None = None
     scheduled_s: float | None = None
     start_s: float = 0.0
     chunk_times_s: list[float] = field(default_factory=list)

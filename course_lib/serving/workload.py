@@ -77,16 +77,22 @@ class TrafficClass:
         share: weight of these requests among all.
         tenant: sent as header `X-Tenant`.
         priority: sent as field `priority`; what it means is the server's matter. In vLLM, which
-            takes it with `--scheduling-policy priority`, lower numbers are served first.
+            takes it with `--scheduling-policy priority`, lower numbers are served first; in ours
+            requests above 0 may wait behind the others.
+
+    Raises:
+        ValueError: the share is not above 0, or the priority is no whole number.
     """
 
     name: str = "default"
     share: float = 1.0
     tenant: str | None = None
-    priority: int | str | None = None
+    priority: int | None = None
 
     def __post_init__(self) -> None:
         number(f"share of class {self.name!r}", self.share, above=0)
+        if self.priority is not None:
+            whole_number(f"priority of class {self.name!r}", self.priority, at_least=-(2**31))
 
 
 @dataclass(frozen=True)

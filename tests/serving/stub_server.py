@@ -31,6 +31,7 @@ class Behaviour:
     garbage: bool = False  # an event that is no JSON
     silent: bool = False  # no text, but a proper end
     refuse: list[int] = field(default_factory=list)  # statuses of the next requests, then 200
+    refusal: str = "the queue is full"
     retry_after: str | None = "0"
     hang: bool = False  # no reply at all
     models: bool = True
@@ -94,7 +95,7 @@ class StubServer:
         self.headers.append(dict(request.headers))
         do = self.behaviour
         if do.refuse:
-            error = {"message": "the queue is full", "type": "overloaded", "code": "queue_full"}
+            error = {"message": do.refusal, "type": "overloaded", "code": "queue_full"}
             headers = {} if do.retry_after is None else {"Retry-After": do.retry_after}
             return JSONResponse({"error": error}, do.refuse.pop(0), headers=headers)
         if do.hang:

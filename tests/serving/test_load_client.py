@@ -233,7 +233,9 @@ def test_a_workload_that_makes_no_sense_is_refused_by_name(changes, words):
         few(**changes)
 
 
-def test_a_share_and_an_slo_must_be_positive():
+def test_a_share_and_an_slo_must_be_positive_and_a_priority_a_whole_number():
+    with pytest.raises(ValueError, match="priority of class 'a' must be"):
+        TrafficClass("a", priority=1.5)
     with pytest.raises(ValueError, match="share of class 'a' must be"):
         TrafficClass("a", share=0.0)
     with pytest.raises(ValueError, match="tpot_s must be"):
@@ -455,6 +457,14 @@ def test_a_user_stays_away_as_long_as_the_server_says():
     assert second.start_s - first.end_s >= 0.4
 
 
+def test_a_user_does_not_stay_away_for_ever(monkeypatch):
+    monkeypatch.setattr(load_client, "MAX_RETRY_AFTER_S", 0.01)
+    with StubServer(refuse=[429], retry_after="86400") as server:
+        report = quiet(server.url, few(users=1, num_requests=2))
+    assert report.outcomes == {"ok": 1, "refused": 1}
+    assert report.records[0].retry_after_s == 86400
+
+
 @pytest.mark.parametrize("value", [None, "tomorrow", "inf"])
 def test_a_retry_after_that_says_nothing_is_none(value):
     with StubServer(refuse=[503], retry_after=value) as server:
@@ -518,7 +528,7 @@ async def _one_request_to(url: str) -> RequestRecord:
 def test_tenants_and_priorities_are_sent_and_reported_for_each_class():
     classes = (
         TrafficClass("paid", tenant="acme", priority=0),
-        TrafficClass("free", tenant="misc", priority="batch"),
+        TrafficClass("free", tenant="misc", priority=7),
         TrafficClass("plain"),
     )
     with StubServer() as server:
@@ -526,7 +536,7 @@ def test_tenants_and_priorities_are_sent_and_reported_for_each_class():
             server.url, few(num_requests=30, classes=classes), headers={"X-Trace": "yes"}
         )
     seen = {(h.get("x-tenant"), b.get("priority")) for h, b in _sent(server)}
-    assert seen == {("acme", 0), ("misc", "batch"), (None, None)}
+    assert seen == {("acme", 0), ("misc", 7), (None, None)}
     assert all(h["x-trace"] == "yes" for h in server.headers)
     assert report.class_names == ["free", "paid", "plain"]
     assert sum(len(report.of_class(name).records) for name in report.class_names) == 30

@@ -60,11 +60,12 @@ def test_refusals_and_failures_are_shown_with_what_the_server_said():
 
 
 def test_it_fails_when_nothing_was_served_and_hints_at_fields_a_server_may_not_know():
-    with StubServer(refuse=[400] * 6) as server:
+    with StubServer(refuse=[400] * 6, refusal="unknown field: ignore_eos") as server:
         result = load("--url", server.url, *FEW)
     assert result.exit_code == 1
     assert re.search(r"http error +6", result.output)
-    assert "--no-ignore-eos or --no-usage" in result.output
+    assert "the server does not take ignore_eos; --no-ignore-eos leaves it out" in result.output
+    assert "--no-usage" not in result.output
 
 
 def test_a_trace_is_replayed(tmp_path):
@@ -138,13 +139,14 @@ def test_options_are_read():
     assert parse_lengths("x", "7") == 7
     assert parse_lengths("x", "7:9") == (7, 9)
     assert parse_classes([]) == (TrafficClass(),)
-    assert parse_classes(["a,share=0.5,tenant=t,priority=high", "b,priority=3"]) == (
-        TrafficClass("a", 0.5, "t", "high"),
+    assert parse_classes(["a,share=0.5,tenant=t,priority=-2", "b,priority=3"]) == (
+        TrafficClass("a", 0.5, "t", -2),
         TrafficClass("b", priority=3),
     )
     assert parse_headers(["A: 1", "B:x:y"]) == {"A": "1", "B": "x:y"}
-    with pytest.raises(ValueError, match="share of --class 'a,share=x' must be a number"):
-        parse_classes(["a,share=x"])
+    for text in ("a,share=x", "a,priority=high"):
+        with pytest.raises(ValueError, match=f"share and priority of --class '{text}' must be"):
+            parse_classes([text])
 
 
 def report_of(records: list[RequestRecord], **changes) -> LoadReport:
