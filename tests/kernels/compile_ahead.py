@@ -142,7 +142,8 @@ def launches_of(dtype: torch.dtype) -> Iterator[tuple[str, int, Callable[[], Any
 
     Everything for float16; for the others what their size or their arithmetic makes different.
     """
-    for head_dim in (128,) if dtype == torch.bfloat16 else (64, 80, 128, 256):
+    head_dims = {torch.float16: (64, 80, 128, 256), torch.float32: (64, 128, 256)}
+    for head_dim in head_dims.get(dtype, (128,)):
         run = partial(attend, dtype, head_dim)
         yield "decode", head_dim, partial(run, 4, 4)
         yield "decode, split", head_dim, partial(run, 4, 4, num_splits=8)
@@ -199,6 +200,7 @@ def main() -> None:
                         "size": size,
                         "tile": [options.get("BLOCK_M"), options.get("BLOCK_N")],
                         "shared_bytes": result.metadata.shared,
+                        "tensor_cores": "mma" in result.asm["ptx"],
                         "registers_and_stack": registers_and_stack(result.asm["cubin"]),
                     }
                     print(json.dumps(line), flush=True)

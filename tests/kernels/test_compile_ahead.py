@@ -56,6 +56,19 @@ def test_shared_memory_suffices(variants: list[dict[str, Any]]) -> None:
         assert variant["shared_bytes"] <= SHARED_BYTES[tuple(variant["capability"])], variant
 
 
+def test_sixteen_bit_products_run_on_tensor_cores_and_exact_ones_do_not(
+    variants: list[dict[str, Any]],
+) -> None:
+    """Tensor cores would round float32 to TF32; for 7.5 Triton has no code for them."""
+    for variant in variants:
+        expected = (
+            variant["kernel"] == "_attention_kernel"
+            and variant["dtype"] != "fp32"
+            and variant["capability"] >= [8, 0]
+        )
+        assert variant["tensor_cores"] == expected, variant
+
+
 def test_registers_are_not_spilled(variants: list[dict[str, Any]]) -> None:
     """A few bytes of stack are addresses that the compiler keeps there, not the tiles' rows."""
     measured = [v for v in variants if v["registers_and_stack"] is not None]

@@ -8,13 +8,16 @@ import torch
 from hypothesis import given, settings
 
 from course_lib import LLM, SamplingParams
+from course_lib.model import attention
 from course_lib.model.attention import (
     AttentionBackend,
     AttentionMetadata,
     FunctionAttention,
     TorchAttention,
+    choose_backend,
 )
 from kernels.paged_attention import paged_attention_reference
+from kernels.runtime import INTERPRETED
 from tests.checkpoints import random_model, save
 from tests.paged_cases import PagedCase, dense_attention, make_case, paged_cases
 
@@ -24,9 +27,9 @@ BACKENDS = [TorchAttention(CPU), FunctionAttention(paged_attention_reference, CP
 
 def metadata_of(case: PagedCase) -> AttentionMetadata:
     return AttentionMetadata(
-        block_tables=case.block_tables.numpy(),
-        context_lens=case.context_lens.numpy(),
-        query_start_loc=case.query_start_loc.numpy(),
+        block_tables=case.block_tables.cpu().numpy(),
+        context_lens=case.context_lens.cpu().numpy(),
+        query_start_loc=case.query_start_loc.cpu().numpy(),
         block_size=case.block_size,
     )
 
@@ -49,6 +52,23 @@ def test_attention_over_pages_is_dense_attention(
     backend: AttentionBackend, case: PagedCase
 ) -> None:
     torch.testing.assert_close(attend(backend, case), dense_attention(case))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", sorted(attention.BACKENDS))
+def test_every_backend_that_has_a_name(name: str, device: str) -> None:
+    if name == "TRITON_ATTN" and device == "cpu" and not INTERPRETED:
+        pytest.skip("kernels are compiled in this process, so they take tensors on the GPU only")
+    backend = choose_backend(name, torch.device(device))
+    for window in (None, 7):
+        case = make_case(
+            [(1, 30), (9, 10), (12, 0), (1, 5)],
+            dtype=torch.float32,
+            device=device,
+            sliding_window=window,
+        )
+        got, want = attend(backend, case).double().cpu(), dense_attention(case)
+        assert (got - want).norm() <= 1e-5 * want.norm()
 
 
 @pytest.mark.parametrize(
