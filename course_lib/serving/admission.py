@@ -57,15 +57,15 @@ class AdmissionPolicy(AdmissionBase):
                 f"{self.max_queue_age_s:g} s is the limit",
                 load,
             )
-        if not load.is_full:  # it will run in the next step
+        num_present = load.num_running + load.num_waiting
+        num_queued = num_present + arrival.num_sequences - load.max_num_seqs
+        if num_queued <= 0 or num_present == 0:  # it will run in the next step
             return None
-        if load.num_queued >= room:
+        if num_queued > room:
             return _overloaded(
                 "max_num_queued_reqs",
-                f"{load.num_queued} requests wait, and this is the limit for "
-                f"{arrival.priority_class} ones"
-                if room
-                else f"all slots are taken, and {arrival.priority_class} requests may not wait",
+                f"all {load.max_num_seqs} slots are taken, {load.num_queued} requests wait, and "
+                f"at most {room} may when one is {arrival.priority_class}",
                 load,
             )
         if load.num_waiting_tokens + arrival.prompt_tokens > self.max_num_queued_tokens:

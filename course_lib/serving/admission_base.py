@@ -51,7 +51,8 @@ class Arrival:
     tenant: str
     priority_class: PriorityClass
     prompt_tokens: int
-    max_tokens: int  # longest reply
+    max_tokens: int  # longest reply, of all sequences together
+    num_sequences: int = 1  # that need a slot each: `n` times the number of prompts
 
     @property
     def costs(self) -> dict[str, int]:

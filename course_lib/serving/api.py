@@ -167,9 +167,7 @@ def _add_model_routes(app: FastAPI, replica: Replica) -> None:
         tokens = await replica.chat_tokens(body.messages)
         params = _checked(body.params, replica.room([tokens]), replica.defaults)
         answer_id = replica.new_id("chatcmpl")
-        answer = ChatAnswer(
-            answer_id, replica.name, body, [tokens], params, replica.tokenizer
-        )
+        answer = ChatAnswer(answer_id, replica.name, body, [tokens], params, replica.tokenizer)
         return await _answer(replica, answer, request)
 
     @app.post("/v1/completions", response_model=None)
@@ -184,9 +182,7 @@ def _add_model_routes(app: FastAPI, replica: Replica) -> None:
         ]
         params = _checked(body.params, replica.room(prompts), replica.defaults)
         answer_id = replica.new_id("cmpl")
-        answer = CompletionAnswer(
-            answer_id, replica.name, body, prompts, params, replica.tokenizer
-        )
+        answer = CompletionAnswer(answer_id, replica.name, body, prompts, params, replica.tokenizer)
         return await _answer(replica, answer, request)
 
     @app.get("/v1/models")
@@ -276,12 +272,12 @@ async def _answer(replica: Replica, answer: Answer, request: Request) -> Respons
     priority = replica.admit(answer.prompts, params, arrival)
     outputs = answer.outputs(replica.engine, priority)
     try:
-        if not body.stream:
-            return JSONResponse(await answer.whole(outputs))
         first = await anext(outputs)
     except ValueError as error:  # the engine cannot serve it
         raise ApiError(400, str(error)) from None
-    return _EventStream(answer.events(first, outputs))
+    if body.stream:
+        return _EventStream(answer.events(first, outputs))
+    return JSONResponse(await answer.whole(first, outputs))
 
 
 class _EventStream(Response):
@@ -297,9 +293,7 @@ class _EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self.chunks) as chunks:
-            await send(
-                {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-            )
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for chunk in chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

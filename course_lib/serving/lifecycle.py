@@ -6,8 +6,9 @@ be retried elsewhere at once, while there is time for that. `Lifecycle` carries 
 """
 
 import asyncio
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from course_lib.validation import number
 if TYPE_CHECKING:  # the policy alone needs no engine, and the simulator has none
     from course_lib.engine.engine import Prompt
     from course_lib.serving.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,18 @@ class Lifecycle:
     async def warm_up(self, prompts: "Sequence[Prompt]") -> None:
         """Run each prompt once, then join the rotation.
 
-        What is slow the first time is over then, and the prefix cache holds their beginnings.
+        What is slow the first time is over then, and the prefix cache holds their beginnings. A
+        replica that cannot run them stays out.
         """
-        for index, prompt in enumerate(prompts):
-            params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
-            async for _ in self.llm.generate(f"warm-up-{index}", prompt, params):
-                pass
+        params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+        try:
+            for index, prompt in enumerate(prompts):
+                async for _ in self.llm.generate(f"warm-up-{index}", prompt, params):
+                    pass
+        except Exception as error:
+            if self.state is ReplicaState.STARTING:
+                logger.error("not ready: the warm-up failed, %s: %s", type(error).__name__, error)
+            return
         if self.state is ReplicaState.STARTING:
             self.state = ReplicaState.READY
 
@@ -107,20 +116,28 @@ class Lifecycle:
         """Leave the rotation and return once every request has got its answer.
 
         Those that do not fit the budget are ended at once; those that were expected to fit and do
-        not, at its end.
+        not, at its end. Only for a client that does not read its answer nobody waits longer.
         """
         self.state = ReplicaState.DRAINING
-        loop = asyncio.get_running_loop()
-        budget_s = self.drain_policy.warning_s - self.drain_policy.shutdown_margin_s
-        deadline = loop.time() + budget_s
-        for request_id, choice in self.drain_policy.decide(self.llm.remaining_s()).items():
-            if choice == "retry":
-                self.llm.fail(request_id, DrainingError(self._retry_after_s))
-        while self.llm.num_unfinished and loop.time() < deadline:
-            await asyncio.sleep(0.02)
-        for request_id in self.llm.unfinished_request_ids():
+        policy = self.drain_policy
+        self._fail(
+            name
+            for name, choice in policy.decide(self.llm.remaining_s()).items()
+            if choice == "retry"
+        )
+        await self._all_done(policy.warning_s - policy.shutdown_margin_s)
+        self._fail(self.llm.unfinished_request_ids())
+        await self._all_done(policy.shutdown_margin_s)
+
+    def _fail(self, request_ids: Iterable[str]) -> None:
+        for request_id in request_ids:
             self.llm.fail(request_id, DrainingError(self._retry_after_s))
-        while self.llm.num_unfinished:
+
+    async def _all_done(self, timeout_s: float) -> None:
+        """Return when no request is left, or when the time is over."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while self.llm.num_unfinished and loop.time() < deadline:
             await asyncio.sleep(0.02)
 
     @property

@@ -46,7 +46,6 @@ class Metrics:
     def __init__(self, model_name: str, max_model_len: int) -> None:
         self.registry = CollectorRegistry()
         self._labels = {"model_name": model_name, "engine": "0"}
-        self._last: dict[str, float] = {}  # time of the last token of each running request
         lengths = one_two_five(max_model_len)
 
         self._ttft = self._histogram("time_to_first_token_seconds", _TTFT)
@@ -88,19 +87,20 @@ class Metrics:
         self.registry.register(_EngineCollector(llm, self._labels))
 
     def observe_step(self, num_tokens: int, outputs: list[RequestOutput]) -> None:
-        """A step of the engine: how many tokens it computed, and what came out."""
+        """A step of the engine: how many tokens it computed, and what came out.
+
+        A prompt with several completions is timed by its first one.
+        """
         self._iteration.observe(num_tokens)
         for output in outputs:
             times = output.metrics.token_times
-            last = self._last.get(output.request_id)
-            if last is None:
-                self._ttft.observe(output.metrics.ttft_s or 0.0)
+            num_new = len(output.outputs[0].token_ids)
+            if num_new and num_new == len(times):
+                self._ttft.observe(times[0] - output.metrics.arrival_time)
                 self._prompt_tokens.inc(len(output.prompt_token_ids))
-            elif times[-1] > last:
-                self._itl.observe(times[-1] - last)
-            self._last[output.request_id] = times[-1]
+            elif num_new:
+                self._itl.observe(times[-1] - times[-1 - num_new])
             if output.finished:
-                self._last.pop(output.request_id, None)
                 self._observe_end(output)
 
     def _observe_end(self, output: RequestOutput) -> None:
@@ -125,9 +125,8 @@ class Metrics:
         if params.max_tokens is not None:
             self._max_tokens.observe(params.max_tokens)
 
-    def observe_loss(self, request_id: str, reason: str) -> None:
-        """A request ended without its last token: "abort" or "error"."""
-        self._last.pop(request_id, None)
+    def observe_loss(self, reason: str) -> None:
+        """A request ended before its last token: "abort" or "error"."""
         self._success.labels(**self._labels, finished_reason=reason).inc()
 
     def observe_rejection(self, reason: str) -> None:
@@ -189,6 +188,11 @@ class _EngineCollector:
             family = CounterMetricFamily(name, text, labels=list(self.labels))
             family.add_metric(list(self.labels.values()), value)
             yield family
+        yield CounterMetricFamily(  # without drafts there are no positions
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Draft tokens accepted, by their position in the draft.",
+            labels=[*self.labels, "position"],
+        )
 
     def _gauge(self, name: str, value: float, text: str, labels: dict[str, str]) -> Metric:
         family = GaugeMetricFamily(name, text, labels=list(labels))

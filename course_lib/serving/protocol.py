@@ -119,6 +119,8 @@ class SamplingBody(_Body):
         Raises:
             ValueError: values that do not go together.
         """
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options are for streams; set stream to true or leave them out")
         given = {
             name: value
             for name in (
@@ -131,7 +133,7 @@ class SamplingBody(_Body):
         return SamplingParams(
             n=self.n,
             max_tokens=max_tokens,
-            min_tokens=min(self.min_tokens, max_tokens),
+            min_tokens=self.min_tokens,
             seed=self.seed,
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
@@ -154,6 +156,8 @@ class ChatCompletionRequest(SamplingBody):
 
     def params(self, room: int, defaults: SamplingParams) -> SamplingParams:
         """Options for the engine, with at most `room` tokens of reply."""
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
         wanted = self.max_completion_tokens or self.max_tokens or room
         return self._params(
             wanted, defaults, logprobs=(self.top_logprobs or 0) if self.logprobs else None

@@ -12,14 +12,15 @@ Json = dict[str, Any]
 DONE = b"data: [DONE]\n\n"
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+#: Reported for less likely tokens: JSON has no infinity.
+_LOWEST_LOGPROB = -9999.0
+
+
 def event(data: Json) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
-
-
-def error_body(message: str, kind: str, code: str | None = None, param: str | None = None) -> Json:
-    """OpenAI's error shape."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return b"data: " + _encode(data).encode() + b"\n\n"
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Json:
@@ -42,12 +43,16 @@ def chat_logprobs(
         content.append(
             {**_entry(position[token]), "top_logprobs": [_entry(entry) for entry in likeliest]}
         )
-    return {"content": content}
+    return {"content": content, "refusal": None}
 
 
 def _entry(entry: Logprob) -> Json:
     text = entry.decoded_token or ""
-    return {"token": text, "logprob": entry.logprob, "bytes": list(text.encode())}
+    return {"token": text, "logprob": _finite(entry), "bytes": list(text.encode())}
+
+
+def _finite(entry: Logprob) -> float:
+    return max(entry.logprob, _LOWEST_LOGPROB)
 
 
 def completion_logprobs(
@@ -73,9 +78,9 @@ def completion_logprobs(
         offsets.append(offset)
         offset += len(text)
         texts.append(text)
-        values.append(None if entry is None else entry.logprob)
+        values.append(None if entry is None else _finite(entry))
         likeliest = sorted((position or {}).values(), key=lambda e: e.rank)[:num_top]
-        tops.append({e.decoded_token or "": e.logprob for e in likeliest} if position else None)
+        tops.append({e.decoded_token or "": _finite(e) for e in likeliest} if position else None)
     return {
         "tokens": texts,
         "token_logprobs": values,

@@ -5,11 +5,16 @@ lets them, and the process ends with 0. A second signal ends it at once.
 """
 
 import asyncio
+import logging
+import math
 import os
 import signal
+import socket
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import uvicorn
@@ -17,7 +22,9 @@ import uvicorn
 from course_lib.engine.llm import LLM
 from course_lib.serving.admission import AdmissionPolicy
 from course_lib.serving.api import Replica, create_app
-from course_lib.serving.lifecycle import DrainPolicy
+from course_lib.serving.lifecycle import DrainPolicy, ReplicaState
+
+logger = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
@@ -35,10 +42,21 @@ class Server(uvicorn.Server):
     ) -> None:
         app = create_app(replica, warm_up_prompts)
         super().__init__(
-            uvicorn.Config(app, host, port, log_level="warning", timeout_keep_alive=30)
+            uvicorn.Config(
+                app,
+                host,
+                port,
+                log_level="warning",
+                access_log=False,
+                ws="none",
+                timeout_keep_alive=30,
+                # For what the drain did not wait for: bodies half sent, answers not read.
+                timeout_graceful_shutdown=math.ceil(replica.drain_policy.shutdown_margin_s),
+            )
         )
         self.replica = replica
         self.announce = False  # whether to print the address
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: Any = None) -> None:
@@ -61,7 +79,10 @@ class Server(uvicorn.Server):
         """The first signal drains, the second one ends the process."""
         if self._draining is not None:
             os._exit(128 + sig if sig != signal.SIGTERM else 0)
-        self._loop.call_soon_threadsafe(self.drain)
+        if self._loop is None:  # not yet begun
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self.drain)
 
     def drain(self) -> None:
         """Begin to leave; call it on the loop."""
@@ -69,8 +90,68 @@ class Server(uvicorn.Server):
             self._draining = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
-        await self.replica.lifecycle.drain()
-        self.should_exit = True
+        try:
+            await self.replica.lifecycle.drain()
+        except Exception as error:  # a policy with a mistake must not keep the process
+            logger.error("the drain failed with %s: %s", type(error).__name__, error)
+        finally:
+            self.should_exit = True
+
+
+class BackgroundServer:
+    """A server in a thread of this process, for notebooks.
+
+        with BackgroundServer(Replica(llm, "merchant-chat")) as server:
+            print(server.url)
+
+    or `start()` in one cell and `stop()` in another. A replica can be served once.
+
+    Args:
+        replica: what it serves.
+        port: 0 takes a free one.
+        warm_up_prompts: run before `start` returns.
+    """
+
+    def __init__(
+        self, replica: Replica, port: int = 0, warm_up_prompts: Sequence[Any] = ()
+    ) -> None:
+        self.replica = replica
+        self._server = Server(replica, "127.0.0.1", port, warm_up_prompts)
+        self._thread = threading.Thread(target=self._server.run, name="server", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return self._server.url
+
+    def start(self) -> "BackgroundServer":
+        """Return when the replica is ready.
+
+        Raises:
+            OSError: the address cannot be used; the log says why.
+        """
+        self._thread.start()
+        while not self._server.started or self.replica.lifecycle.state is ReplicaState.STARTING:
+            if not self._thread.is_alive():
+                raise OSError("the server did not start")
+            time.sleep(0.01)
+        return self
+
+    def stop(self) -> None:
+        """Let the requests that run finish, and end the thread."""
+        self._server.should_exit = True
+        self._thread.join()
+
+    def __enter__(self) -> "BackgroundServer":
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
 
 
 def serve_model(
@@ -102,15 +183,41 @@ def serve_model(
         ValueError: an option or the checkpoint cannot work.
         OSError: the address cannot be used.
     """
-    llm = LLM(model, **engine_args)
-    replica = Replica(
-        llm,
-        model.name,
-        AdmissionPolicy(max_num_queued_reqs=max_queue, max_queue_age_s=max_queue_age_s),
-        DrainPolicy(drain_s, min(1.0, drain_s)),
-        api_key,
-    )
-    greeting = llm.chat_prompt([{"role": "user", "content": "Hello"}])
-    server = Server(replica, host, port, [greeting, *warm_up])
-    server.announce = True
-    server.run()
+    drain_policy = DrainPolicy(drain_s, min(1.0, drain_s))
+    with _listen(host, port) as listener:  # before the model, which takes long to load
+        llm = LLM(model, **engine_args)
+        replica = Replica(
+            llm,
+            model.resolve().name,
+            AdmissionPolicy(max_num_queued_reqs=max_queue, max_queue_age_s=max_queue_age_s),
+            drain_policy,
+            api_key,
+        )
+        server = Server(replica, host, port, _warm_up_prompts(llm, warm_up))
+        server.announce = True
+        server.run([listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"cannot listen on {host}, port {port}: {reason}") from None
+
+
+def _warm_up_prompts(llm: LLM, texts: Sequence[str]) -> list[list[int]]:
+    """The given ones and a greeting, which has the chat template's own text."""
+    tokenizer = llm.get_tokenizer()
+    prompts = [tokenizer.encode(text) for text in ("Hello", *texts)]
+    if tokenizer.chat_template is not None:
+        greeting = [{"role": "user", "content": "Hello"}]
+        prompts.append(llm.chat_prompt(greeting)["prompt_token_ids"])
+    longest = llm.llm_engine.scheduler.max_request_tokens - 1
+    for prompt in prompts:
+        if not 0 < len(prompt) <= longest:
+            raise ValueError(
+                f"a warm-up prompt has {len(prompt)} tokens; it must have 1 to {longest}"
+            )
+    return prompts
