@@ -178,15 +178,14 @@ def load(
 
 def _run_to_end(start: Callable[[], Awaitable[LoadReport]]) -> LoadReport:
     """Run a coroutine; in a thread where a loop runs already, as in a notebook."""
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+    found: list[LoadReport | BaseException] = []
 
     async def main() -> LoadReport:
+        task = asyncio.current_task()
+        assert task is not None
+        running.append((asyncio.get_running_loop(), task))
         return await start()
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(main())
-    found: list[LoadReport | BaseException] = []
 
     def run() -> None:
         try:
@@ -194,9 +193,19 @@ def _run_to_end(start: Callable[[], Awaitable[LoadReport]]) -> LoadReport:
         except BaseException as error:
             found.append(error)
 
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(main())
     thread = threading.Thread(target=run, name="load", daemon=True)
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except KeyboardInterrupt:  # the cell was stopped, and so must the load be
+        for loop, task in running:
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
     if isinstance(found[0], BaseException):
         raise found[0]
     return found[0]

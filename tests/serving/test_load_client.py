@@ -605,6 +605,28 @@ def test_it_runs_inside_an_event_loop_as_in_a_notebook():
         asyncio.run(failing_cell())
 
 
+def test_stopping_a_cell_stops_the_load(monkeypatch):
+    joins = []
+
+    class Stopped(threading.Thread):
+        def join(self, timeout: float | None = None) -> None:
+            joins.append(self)
+            if len(joins) == 1:
+                while not server.requests:
+                    super().join(0.01)
+                raise KeyboardInterrupt
+            super().join(60)
+
+    async def cell() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            quiet(server.url, few())
+
+    with StubServer(hang=True) as server, monkeypatch.context() as patched:
+        patched.setattr(load_client.threading, "Thread", Stopped)
+        asyncio.run(cell())
+    assert len(joins) == 2 and not joins[0].is_alive()
+
+
 def test_progress_is_told_of_each_request_and_shown_with_failures(capsys):
     told: list[RequestRecord] = []
     with StubServer(refuse=[429], first_token_s=0.3) as server:
