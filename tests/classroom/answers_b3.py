@@ -286,6 +286,8 @@ def _paged_launch(
 ):
     if window is not None and bug != "window ignored":
         raise ValueError("no sliding window here")
+    if bug != "slice":
+        q = q.contiguous()
     if out is None or bug == "out ignored":
         out = torch.empty_like(q)
     num_tokens, heads, head_dim = q.shape
@@ -366,6 +368,7 @@ def paged_by_groups(
     scale, sliding_window=None, out=None,
 ):  # fmt: skip
     """Right: a program for each KV head, everything is found out in the kernel, with a window."""
+    q = q.contiguous()
     if out is None:
         out = torch.empty_like(q)
     num_tokens, heads, head_dim = q.shape
@@ -621,6 +624,7 @@ BUGS = {
         "not rescaled": "multiply total and mean",
         "one slot too many": "one slot too wide",
         "no scale": "not multiplied by scale",
+        "slice": "q.contiguous()",
         "out ignored": "torch.empty_like(q) if out is None",
         "window ignored": "sliding_window is not None",
     },

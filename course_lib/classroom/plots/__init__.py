@@ -5,6 +5,12 @@ caption, which a notebook shows by naming it in the last line of a cell. Colours
 every plot, and can be told apart by colour-blind readers.
 """
 
+from course_lib.classroom.plots.attention import (
+    plot_attention_errors,
+    plot_block_reads,
+    plot_decode_times,
+    plot_online_softmax,
+)
 from course_lib.classroom.plots.batching import (
     plot_request_timeline,
     plot_slots,
@@ -26,14 +32,18 @@ from course_lib.classroom.plots.sizing import (
 )
 
 __all__ = [
+    "plot_attention_errors",
     "plot_block_map",
     "plot_block_maps",
+    "plot_block_reads",
     "plot_context_growth",
+    "plot_decode_times",
     "plot_fragmentation",
     "plot_gpus_needed",
     "plot_latency_over_time",
     "plot_memory",
     "plot_mig_fits",
+    "plot_online_softmax",
     "plot_prefix_hits",
     "plot_request_timeline",
     "plot_slots",
