@@ -30,7 +30,8 @@ from course_lib.serving.load_client import (
 from course_lib.serving.load_report import OUTCOMES, Percentiles
 from tests.serving.stub_server import MODEL, StubServer
 
-TRACE = Path("/work/shared/data/traces/AzureLLMInferenceTrace_conv.csv")
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+TRACE = SHARED / "data" / "traces" / "AzureLLMInferenceTrace_conv.csv"
 
 
 @pytest.fixture(autouse=True)
@@ -198,7 +199,7 @@ def test_a_trace_that_is_none_is_refused_with_the_line(tmp_path, text, words):
         read_trace(tmp_path / "nothing.csv")
 
 
-@pytest.mark.skipif(not TRACE.exists(), reason="needs the Azure trace, which is not here")
+@pytest.mark.skipif(not TRACE.exists(), reason="the trace ../shared/data/traces is not there")
 def test_the_production_trace_is_read_as_it_was_recorded():
     trace = read_trace(TRACE)
     assert len(trace.requests) == 19366
