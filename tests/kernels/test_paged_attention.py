@@ -109,7 +109,7 @@ def test_every_offset_against_the_tiles_of_keys(
     ids=str,
 )
 def test_the_result_does_not_depend_on_the_tiles(tiles: Tiles, device: str) -> None:
-    case = random_case(BATCHES["mix"], queries_per_kv=3, device=device)
+    case = random_case(BATCHES["mix"], num_kv_heads=1, queries_per_kv=3, device=device)
     for num_splits in (1, 2):
         got = launched(case, tiles=tiles, num_splits=num_splits)
         assert_accurate(got, dense_attention(case))
@@ -197,6 +197,9 @@ def test_large_scores_do_not_overflow(num_splits: int, device: str) -> None:
     assert (dense_attention(case) - got).norm() <= 1e-3 * got.norm()
 
 
+@pytest.mark.filterwarnings(
+    "ignore:All-NaN slice"
+)  # of the interpreter, combining what is not there
 @pytest.mark.parametrize("num_splits", [1, 2])
 def test_a_program_writes_the_rows_of_its_own_tokens_only(
     num_splits: int, device: str, monkeypatch: pytest.MonkeyPatch
@@ -233,7 +236,7 @@ def test_the_public_function_makes_the_result_or_takes_a_tensor_for_it(device: s
 
 
 @given(data=st.data())
-@settings(max_examples=20)
+@settings(max_examples=12)
 def test_random_batches(data: st.DataObject, device: str) -> None:
     case = data.draw(
         paged_cases(
@@ -355,6 +358,9 @@ def refused(message: str, **changes: Any) -> None:
         ("out", torch.empty(5, 4, 16).half(), "out must be torch.float32, got torch.float16"),
         ("out", torch.empty(5, 16, 4).mT, "out must be contiguous"),
         ("scale", float("nan"), "scale must be a finite number above 0, got nan"),
+        ("scale", 0.0, "scale must be a finite number above 0, got 0.0"),
+        ("scale", -0.25, "scale must be a finite number above 0, got -0.25"),
+        ("scale", float("inf"), "scale must be a finite number above 0, got inf"),
         ("scale", "0.5", "scale must be a finite number above 0, got '0.5'"),
         ("sliding_window", 0, "sliding_window must be at least 1 token or None, got 0"),
         ("sliding_window", 2.5, "sliding_window must be at least 1 token or None, got 2.5"),
