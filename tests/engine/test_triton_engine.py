@@ -68,7 +68,8 @@ def test_every_family(family: str, tmp_path: Path) -> None:
 
 # On a GPU.
 
-PROMPT_LENS = [1, 7, 16, 17, 33, 100, 200, 64, 3, 50, 150]
+#: Contexts of more than 512 tokens are split among programs.
+PROMPT_LENS = [1, 7, 16, 17, 33, 100, 300, 64, 3, 50, 470]
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def gpu() -> Iterator[None]:
 
 
 def gpu_llm(model: Path, backend: str, **options: Any) -> LLM:
-    options = {"dtype": "float32", "max_model_len": 320, **options}
+    options = {"dtype": "float32", "max_model_len": 512, **options}
     return LLM(model, attention_backend=backend, num_gpu_blocks_override=513, **options)
 
 
@@ -96,13 +97,16 @@ def test_on_a_gpu_every_family_with_and_without_graphs(
     model = DEFAULT_MODEL if shipped else save(random_model(family), tmp_path)
     rng = random.Random(family)
     prompts = [[rng.randrange(97) for _ in range(length)] for length in PROMPT_LENS]
-    expected = tokens_of(gpu_llm(model, "TORCH_SDPA"), prompts, 24)
+    if shipped:
+        prompts.append([rng.randrange(97) for _ in range(1100)])
+    longest = {"max_model_len": 2048 if shipped else 512}
+    expected = tokens_of(gpu_llm(model, "TORCH_SDPA", **longest), prompts, 24)
     for options in (
         {},
         {"enforce_eager": True},
         {"max_num_batched_tokens": 60, "max_num_seqs": 5},
     ):
-        llm = gpu_llm(model, "TRITON_ATTN", **options)
+        llm = gpu_llm(model, "TRITON_ATTN", **longest, **options)
         assert (llm.llm_engine.executor.graphs is None) == ("enforce_eager" in options)
         assert tokens_of(llm, prompts, 24) == expected  # cold
         assert tokens_of(llm, prompts, 24) == expected  # from the prefix cache
