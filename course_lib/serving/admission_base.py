@@ -34,11 +34,6 @@ class EngineLoad:
     kv_cache_usage: float  # 0 to 1
 
     @property
-    def is_full(self) -> bool:
-        """Whether one more request would have to wait for a slot."""
-        return self.num_running + self.num_waiting >= self.max_num_seqs
-
-    @property
     def num_queued(self) -> int:
         """Requests that wait for a slot; those that only wait for the next step are not counted."""
         return max(0, self.num_running + self.num_waiting - self.max_num_seqs)
