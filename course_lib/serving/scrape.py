@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from prometheus_client.parser import text_string_to_metric_families
-
 
 @dataclass(frozen=True)
 class Scrape:
@@ -51,6 +49,8 @@ def scrape(url: str) -> Scrape:
     Raises:
         OSError: it does not answer.
     """
+    from prometheus_client.parser import text_string_to_metric_families  # of the extra "serve"
+
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
         text = response.read().decode()
     return Scrape(

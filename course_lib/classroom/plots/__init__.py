@@ -17,6 +17,12 @@ from course_lib.classroom.plots.batching import (
     plot_steps,
     plot_throughput_and_ttft,
 )
+from course_lib.classroom.plots.edge import (
+    plot_back_pressure,
+    plot_outcomes,
+    plot_queue,
+    plot_token_bucket,
+)
 from course_lib.classroom.plots.load import plot_latency_over_time
 from course_lib.classroom.plots.paging import (
     plot_block_map,
@@ -33,6 +39,7 @@ from course_lib.classroom.plots.sizing import (
 
 __all__ = [
     "plot_attention_errors",
+    "plot_back_pressure",
     "plot_block_map",
     "plot_block_maps",
     "plot_block_reads",
@@ -44,9 +51,12 @@ __all__ = [
     "plot_memory",
     "plot_mig_fits",
     "plot_online_softmax",
+    "plot_outcomes",
     "plot_prefix_hits",
+    "plot_queue",
     "plot_request_timeline",
     "plot_slots",
     "plot_steps",
     "plot_throughput_and_ttft",
+    "plot_token_bucket",
 ]
