@@ -152,17 +152,18 @@ def plot_online_softmax(scores: Sequence[float], block_size: int) -> Figure:
                    color=COLORS["decode"], edgecolor="w", label="this block's part")  # fmt: skip
         for index in np.flatnonzero(np.diff(largest) > 0) + 1:
             factor = np.exp(largest[index - 1] - largest[index])
+            middle = (edges[index] + edges[index + 1]) / 2
             bottom.annotate(
-                f"x {factor:.2g}", (edges[index], totals[index - 1]), xytext=(0, 3), ha="center",
+                f"x {factor:.2g}", (middle, totals[index]), xytext=(0, 3), ha="center",
                 textcoords="offset points", fontsize=8, color=COLORS["accent"],
             )  # fmt: skip
         bottom.set_title("Total so far: the sum of exp(score - largest)")
         bottom.set_ylabel("total")
         bottom.set_xlabel(f"key (blocks of {block_size} tokens)")
         bottom.set_xlim(0, len(values))
-        bottom.set_ylim(0, 1.25 * totals.max())
+        bottom.set_ylim(0, 1.15 * totals.max())
         bottom.set_xticks(edges)
-        bottom.legend(ncols=2, fontsize=8, loc="upper left")
+        figure.legend(ncols=2, fontsize=8, loc="outside upper right")
         caption(
             figure,
             "Line: the largest score so far. Where it rises, what was summed before is multiplied "
