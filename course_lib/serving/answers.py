@@ -130,7 +130,8 @@ class Answer:
         """The stream from its first output on, a chunk of events a step."""
         try:
             async with aclosing(rest):
-                yield self._events(self.opening()) + self._step_events(*first)
+                opening = [self._event(choice) for choice in self.opening()]
+                yield b"".join(opening) + self._step_events(*first)
                 async for index, output in rest:
                     if events := self._step_events(index, output):
                         yield events
@@ -143,16 +144,14 @@ class Answer:
 
     def _step_events(self, prompt_index: int, output: RequestOutput) -> bytes:
         self.count(output)
-        return self._events(
-            [
-                self.piece(self._choice_index(prompt_index, piece.index), piece, output)
-                for piece in output.outputs
-                if piece.token_ids  # the others have ended, or wait for their turn
-            ]
+        return b"".join(
+            self._event(self.piece(self._choice_index(prompt_index, piece.index), piece, output))
+            for piece in output.outputs
+            if piece.token_ids  # the others have ended, or wait for their turn
         )
 
-    def _events(self, choices: list[responses.Json]) -> bytes:
-        return b"".join(responses.event({**self.head, "choices": [choice]}) for choice in choices)
+    def _event(self, choice: responses.Json) -> bytes:
+        return responses.event({**self.head, "choices": [choice]})
 
     def _choice_index(self, prompt_index: int, index: int) -> int:
         """Choices are numbered through all prompts."""

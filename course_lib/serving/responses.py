@@ -1,8 +1,9 @@
 """Engine outputs in OpenAI's response shapes, as plain dicts and server-sent events."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from pydantic_core import to_json
 
 from course_lib.engine.outputs import CompletionOutput, Logprob, LogprobsAtPosition
 
@@ -12,15 +13,13 @@ Json = dict[str, Any]
 DONE = b"data: [DONE]\n\n"
 
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode
-
 #: Reported for less likely tokens: JSON has no infinity.
 _LOWEST_LOGPROB = -9999.0
 
 
 def event(data: Json) -> bytes:
     """One server-sent event."""
-    return b"data: " + _encode(data).encode() + b"\n\n"
+    return b"data: " + to_json(data) + b"\n\n"
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Json:
