@@ -27,10 +27,9 @@ def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("exercise", "answer"), EVERY_BUG, ids=[f"{e}: {w.bug}" for e, w in EVERY_BUG]
 )
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_known_mistake_gets_the_hint_that_fits(exercise, answer, seed):
+def test_a_known_mistake_gets_the_hint_that_fits(exercise, answer):
     with pytest.raises(CheckFailed) as failure:
-        check(exercise, answer, seed=seed)
+        check(exercise, answer, seed=4)
     hint = next(line for line in str(failure.value).splitlines() if line.startswith("Hint: "))
     assert BUGS[exercise][answer.bug] in hint
 

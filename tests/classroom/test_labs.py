@@ -58,10 +58,11 @@ def test_a_wrong_answer_loses_that_exercise_only_and_right_ones_keep_theirs(
     for style in range(2):
         right = {exercise: answers.RIGHT[exercise][style] for exercise in full}
         assert _credit(path, right) == full
-        for exercise, (first, *others) in answers.WRONG.items():
-            assert _credit(path, {**right, exercise: first}) == {**full, exercise: 0}, first
-            for wrong in others:  # by itself, which is quicker
-                assert _credit(path, {exercise: wrong}) == {exercise: 0}, wrong
+        for exercise, (wrong, *_) in answers.WRONG.items():
+            assert _credit(path, {**right, exercise: wrong}) == {**full, exercise: 0}, wrong
+    for exercise, (_, *others) in answers.WRONG.items():
+        for wrong in others:  # by itself, which is quicker
+            assert _credit(path, {exercise: wrong}) == {exercise: 0}, wrong
 
 
 def _credit(path: Path, answers: dict[str, object]) -> dict[str, float]:
