@@ -272,7 +272,7 @@ class FunctionAttention(AttentionBackend):
     ) -> torch.Tensor:
         """Call the function with the contract's arguments."""
         return self.function(
-            q,
+            q.contiguous(),
             k_cache,
             v_cache,
             plan.block_tables,

@@ -14,6 +14,7 @@ import torch
 
 from course_lib import LLM, SamplingParams
 from course_lib.data import DEFAULT_MODEL
+from kernels.paged_attention import paged_attention
 from kernels.runtime import INTERPRETED
 from tests.checkpoints import FAMILIES, random_model, save
 
@@ -64,6 +65,17 @@ def test_every_family(family: str, tmp_path: Path) -> None:
     prompts = [[rng.randrange(97) for _ in range(length)] for length in (19, 1, 8)]
     expected = tokens_of(make_llm(directory, "TORCH_SDPA"), prompts, 6)
     assert tokens_of(make_llm(directory, "TRITON_ATTN"), prompts, 6) == expected
+
+
+@interpreted_only
+def test_the_public_function_as_a_part_of_the_engine() -> None:
+    """As a student's kernel is passed in; it checks its arguments, contiguous ones among them."""
+    prompts = [[17, 300, 41, 5, 999], [7]]
+    options = {"max_model_len": 64, "num_gpu_blocks_override": 9}
+    expected = tokens_of(LLM(DEFAULT_MODEL, **options), prompts, 2)
+    assert tokens_of(
+        LLM(DEFAULT_MODEL, paged_attention=paged_attention, **options), prompts, 2
+    ) == (expected)
 
 
 # On a GPU.
