@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from course_lib.engine.engine import Prompt
@@ -223,7 +223,7 @@ def _add_text_routes(app: FastAPI, replica: Replica) -> None:
 
 
 def _add_operation_routes(app: FastAPI, replica: Replica) -> None:
-    @app.get("/health")
+    @app.get("/health", response_class=Response)
     async def health() -> Response:
         """Whether the process and its engine live."""
         return Response(status_code=200 if replica.engine.is_alive else 503)
@@ -241,7 +241,7 @@ def _add_operation_routes(app: FastAPI, replica: Replica) -> None:
 
         return {"version": installed("gpu-serving-labs")}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus' text format."""
         return Response(replica.metrics.text(), media_type="text/plain; version=0.0.4")
