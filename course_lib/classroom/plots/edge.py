@@ -54,7 +54,8 @@ def plot_token_bucket(
         )
         ax.set_xlabel("time (s)")
         ax.set_ylabel("tokens in the bucket")
-        ax.legend(ncols=2, loc="lower right")
+        ax.set_ylim(top=1.25 * size)
+        ax.legend(ncols=2, loc="upper right")
         caption(figure, "Dashed: full. What comes in beyond that is lost.")
         plt.close(figure)
     return figure
@@ -142,7 +143,7 @@ def plot_back_pressure(reports: Mapping[str, LoadReport]) -> Figure:
             slo_s = report.slo.ttft_s
             ax.axhline(slo_s, color=COLORS["queue"], linewidth=1, linestyle="--")
             found = report.latency["ttft"]
-            p95 = "" if found is None else f", p95 {found.p95:.1f} s"
+            p95 = "" if found is None else f", p95 {found.p95:.2g} s"
             ax.set_title(f"{name}{p95}")
             ax.set_xlabel("time at which it was sent (s)")
             ax.legend(loc="upper left")
@@ -182,14 +183,14 @@ def plot_outcomes(reports: Mapping[str, LoadReport]) -> Figure:
                 ]
                 ax.barh(range(len(rows)), shown, left=lefts, height=0.65, color=color, label=fate)
                 for row, (left, width) in enumerate(zip(lefts, shown, strict=True)):
-                    if width:
+                    if width >= 0.02 * max(map(Counter.total, counts)):  # else no room
                         ax.text(left + width / 2, row, str(width), ha="center", va="center")
         ax.set_yticks(range(len(rows)), labels=[label for label, _ in rows])
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
         ax.set_xlabel("requests")
         ax.set_title("What became of the requests")
-        ax.legend(ncols=2, loc="upper left", bbox_to_anchor=(0, -0.28))
+        ax.legend(ncols=3, fontsize=9, loc="upper left", bbox_to_anchor=(-0.02, -0.16))
         slo = rows[0][1].slo
         caption(
             figure,
