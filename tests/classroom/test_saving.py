@@ -84,6 +84,76 @@ def test_a_part_that_cannot_be_saved_keeps_its_points(tmp_path: Path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+KERNEL = """
+WARPS = 4
+
+
+@triton.jit
+def weights_of(scores, largest):
+    return tl.exp(scores - largest)
+
+
+@triton.jit
+def kernel(q, k, v, tables, request_of, visible, out, scale, width,
+           H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, P: tl.constexpr, N: tl.constexpr):
+    token, head, d, slots = tl.program_id(0), tl.program_id(1), tl.arange(0, P), tl.arange(0, N)
+    row = (token * H + head) * D + d
+    query = tl.load(q + row, mask=d < D, other=0.0).to(tl.float32) * scale
+    num_visible = tl.load(visible + token)
+    largest, total, mean = float("-inf"), 0.0, tl.zeros([P], tl.float32)
+    for i in range(0, tl.cdiv(num_visible, N)):
+        block = tl.load(tables + tl.load(request_of + token) * width + i)
+        at = ((block * N + slots) * KV + head // (H // KV))[:, None] * D + d[None, :]
+        seen = i * N + slots < num_visible
+        mask = seen[:, None] & (d < D)[None, :]
+        scores = tl.sum(tl.load(k + at, mask=mask, other=0.0).to(tl.float32) * query[None, :], 1)
+        scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(largest, tl.max(scores, 0))
+        weights = weights_of(scores, higher)
+        mean = mean * weights_of(largest, higher)
+        mean += tl.sum(weights[:, None] * tl.load(v + at, mask=mask, other=0.0).to(tl.float32), 0)
+        total = total * weights_of(largest, higher) + tl.sum(weights, 0)
+        largest = higher
+    tl.store(out + row, mean / total, mask=d < D)
+
+
+def attention(q, k_cache, v_cache, block_tables, context_lens, query_start_loc, *,
+              scale, sliding_window=None, out=None):
+    if sliding_window:
+        raise ValueError("no window")
+    q, heads, dim = q.contiguous(), q.shape[1], q.shape[2]
+    out = torch.empty_like(q) if out is None else out
+    lens = query_start_loc.diff()
+    request_of = torch.arange(len(lens), device=q.device).repeat_interleave(lens)
+    after = query_start_loc[request_of + 1] - torch.arange(1, len(q) + 1, device=q.device)
+    kernel[(len(q), heads)](
+        q, k_cache, v_cache, block_tables, request_of, context_lens[request_of] - after, out, scale,
+        block_tables.shape[1], heads, k_cache.shape[2], dim, triton.next_power_of_2(dim),
+        k_cache.shape[1], num_warps=WARPS)
+    return out
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "from kernels.runtime import tl, triton",
+        "import course_lib.model.attention\nimport triton\nimport triton.language as tl",
+    ],
+)
+def test_a_triton_kernel_is_saved_with_the_kernels_that_it_calls(
+    tmp_path: Path, monkeypatch, imports
+):
+    monkeypatch.setenv("COURSE_PARTS_DIR", str(tmp_path))
+    cells = [f"import torch\nfrom course_lib.classroom.checks import check\n{imports}", KERNEL]
+    outputs = _run([*cells, 'check("B3.3", attention)'])
+    assert "4 of 4 points" in outputs[2] and "Saved in my_engine" in outputs[2], outputs
+    text = (tmp_path / "paged_attention.py").read_text()
+    assert "from kernels.runtime import tl" in text and "WARPS = 4" in text
+    assert text.index("def weights_of") < text.index("def kernel") < text.index("def attention")
+
+
 CHECK = 'check("A1.2", MyScheduler)'
 
 
