@@ -104,7 +104,8 @@ def plot_queue(runs: Mapping[str, Sequence[QueueSample]], max_age_s: float | Non
             ages.axhline(max_age_s, color=COLORS["queue"], linewidth=1, linestyle="--")
         for ax in (depths, ages):
             ax.set_ylim(bottom=0)
-            ax.legend(loc="upper left")
+            if ax.get_legend_handles_labels()[0]:
+                ax.legend(loc="upper left")
         dashed = "" if max_age_s is None else " Dashed: the limit of the policy."
         caption(figure, f"Read from /metrics while the load ran.{dashed}")
     return figure
