@@ -1,11 +1,13 @@
 """Exercises that are Triton kernels: hints, stubs, ownership, saving, and compiling for a GPU."""
 
 import importlib.util
+import os
 import random
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
@@ -120,3 +122,47 @@ def _load(folder: Path, source: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.answer
+
+
+COMPILE = """
+import importlib.util, sys
+import torch, triton
+from tests.kernels.compile_ahead import compiled, empty
+
+spec = importlib.util.spec_from_file_location("kernels_here", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+sizes = {"NUM_HEADS": 4, "NUM_KV_HEADS": 2, "HEAD_DIM": 20, "PADDED_DIM": 32, "BLOCK_SIZE": 16}
+sizes |= {"NUM_SPLITS": 3, "COLUMNS": 5, "PADDED": 8, "scale": 0.1, "max_blocks": 7}
+tables = ("block_tables", "context_lens", "request_of_token", "visible_keys")
+for kernel in vars(module).values():
+    if isinstance(kernel, triton.JITFunction):
+        values = sizes | {name: empty(64, dtype=torch.int32) for name in tables}
+        options = {name: values.get(name, empty(64)) for name in kernel.arg_names}
+        for capability in ((7, 5), (9, 0)):
+            assert compiled(kernel, (), options, capability).asm["ptx"]
+        print(kernel.__name__)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["reference", "notebook"])
+def test_the_kernels_compile_for_gpus_that_are_not_here(source, tmp_path):
+    """What the interpreter takes is more than what the compiler takes."""
+    pytest.importorskip("triton", reason="Triton is published for Linux only")
+    root = Path(__file__).parents[2]
+    path = root / "course_lib" / "classroom" / "exercises" / "b3_kernels.py"
+    if source == "notebook":
+        solution = root / "solutions" / "lab_b_optimizer" / "b3_paged_attention_kernel.ipynb"
+        cells = nbformat.read(solution, as_version=4).cells
+        path = tmp_path / "cells.py"
+        path.write_text(HEADER + "\n\n".join(c.source for c in cells if c.id.endswith("-answer")))
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(path)],
+        cwd=root,
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 5
