@@ -28,6 +28,7 @@ HINTS = [
     ("A2.1", answers.ForgivesDebts, "That is a debt"),
     ("A2.1", answers.TakesNothing, "lowers the level"),
     ("A2.1", answers.WaitsInTokens, "in seconds"),
+    ("A2.1", answers.RealTime, "Ask self.clock()"),
     ("A2.2", answers.arrival_strict, "may be never"),
     ("A2.2", answers.arrival_strict_then_time, "may be never"),
     ("A2.2", answers.arrival_of_all_alike, "`batch_delay_s` later"),

@@ -28,8 +28,10 @@ class _Clock:
 
     def __init__(self, now_s: float) -> None:
         self.now_s = now_s
+        self.num_calls = 0
 
     def __call__(self) -> float:
+        self.num_calls += 1
         return self.now_s
 
 
@@ -189,6 +191,7 @@ def _run_bucket(
     for at_s, cost, wanted in history:
         now_s = clock.now_s = start_s + at_s
         expected = truth.wait_s(cost, now_s)
+        num_calls = clock.num_calls
         got = bucket.wait_s(cost)
         theirs = {name: model.wait_s(cost, now_s) for name, model in mistaken.items()}
         calls = ", ".join(told[-6:]) or "nothing"
@@ -197,7 +200,10 @@ def _run_bucket(
             f"wait_s({cost}) at {at_s:g} s"
         )
         agreeing = [name for name, value in theirs.items() if _close(value, got)]
-        suspects.saw(agreeing, _difference(got, expected, where))
+        difference = _difference(got, expected, where)
+        if difference is not None and clock.num_calls == num_calls:
+            difference.hint = "Ask self.clock() what time it is: here it is a virtual one."
+        suspects.saw(agreeing, difference)
         told.append(f"wait_s({cost}) at {at_s:g} s")
         if wanted and expected == 0:
             bucket.take(cost)
