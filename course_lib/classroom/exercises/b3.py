@@ -149,7 +149,7 @@ def verify_paged_attention(answer: Answer, rng: random.Random) -> None:
 
 
 def _takes_a_slice(answer: Answer, case: Case) -> None:
-    """The engine's queries are a slice of queries, keys and values side by side."""
+    """A projection gives queries, keys and values side by side, and q is a slice of that."""
     q, *rest = case.batch.contract
     wide = torch.cat([q, torch.full_like(q, float("nan"))], dim=1)[:, : q.shape[1]]
     hint = "q may be a slice of a larger tensor, whose rows are not next to each other: begin with "

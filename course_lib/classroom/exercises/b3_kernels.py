@@ -166,7 +166,7 @@ def paged_attention(
         raise ValueError("this kernel has no sliding window; use the course's own for this model")
     num_tokens, num_heads, head_dim = q.shape
     block_size, num_kv_heads = k_cache.shape[1:3]
-    q = q.contiguous()  # in the engine it is a slice of a larger tensor
+    q = q.contiguous()  # the kernel counts on rows that lie next to each other
     out = torch.empty_like(q) if out is None else out
     # What a token sees is all of its context but the query tokens behind it.
     starts, ends = query_start_loc[:-1].long(), query_start_loc[1:].long()
