@@ -10,6 +10,12 @@ from pathlib import Path
 
 import pytest
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--soak`."""
+    parser.addoption("--soak", action="store_true", help="overload the server for 60 s, not 20")
+
+
 _folders = tempfile.TemporaryDirectory(prefix="course-parts-")
 
 

@@ -123,7 +123,7 @@ def test_nobody_holds_up_the_end() -> None:
 
 @pytest.mark.slow
 def test_a_second_signal_ends_it_at_once() -> None:
-    with ServeProcess("--drain", "600") as server:
+    with ServeProcess("--drain", "100000") as server:
         body = {"prompt": "a", "max_tokens": 3900, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
             next(answer.iter_bytes())
