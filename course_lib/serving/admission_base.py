@@ -24,7 +24,10 @@ MAX_TENANTS = 10_000
 
 @dataclass(frozen=True)
 class EngineLoad:
-    """How busy the engine is, as admission and metrics see it."""
+    """How busy the engine is, as admission and metrics see it.
+
+    For a batch request at the door only batch requests count as waiting.
+    """
 
     num_running: int
     max_num_seqs: int  # that may run at once

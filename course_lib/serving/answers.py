@@ -92,7 +92,9 @@ class Answer:
 
     def _run(self, engine: AsyncLLM, index: int, priority: int) -> AsyncGenerator[RequestOutput]:
         prompt = {"prompt_token_ids": self.prompts[index], "cache_salt": self.body.cache_salt}
-        return engine.generate(f"{self.id}-{index}", prompt, self.params, priority)
+        return engine.generate(
+            f"{self.id}-{index}", prompt, self.params, priority, self.body.priority_class
+        )
 
     def count(self, output: RequestOutput) -> None:
         """Keep the usage."""

@@ -125,7 +125,7 @@ class Replica:
         except DrainingError:
             self.metrics.observe_rejection("draining")
             raise
-        decision = self.admission.decide(arrival, self.engine.load())
+        decision = self.admission.decide(arrival, self.engine.load(arrival.priority_class))
         if not decision.admitted:
             self.metrics.observe_rejection(decision.reason)
             raise ApiError(
@@ -264,7 +264,7 @@ async def _answer(replica: Replica, answer: Answer, request: Request) -> Respons
     body, params, num_sequences = answer.body, answer.params, answer.params.n * len(answer.prompts)
     arrival = Arrival(
         tenant=request.headers.get("x-tenant", "default")[:200],
-        priority_class="batch" if body.is_batch else "interactive",
+        priority_class=body.priority_class,
         prompt_tokens=sum(map(len, answer.prompts)),
         max_tokens=(params.max_tokens or 0) * num_sequences,
         num_sequences=num_sequences,

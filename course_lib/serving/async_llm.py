@@ -17,7 +17,7 @@ from course_lib.engine.engine import LLMEngine, Prompt
 from course_lib.engine.outputs import RequestOutput
 from course_lib.engine.request import RequestStatus
 from course_lib.engine.sampling_params import RequestOutputKind, SamplingParams
-from course_lib.serving.admission import EngineLoad
+from course_lib.serving.admission_base import EngineLoad, PriorityClass
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class _Stream:
     num_prompt_tokens: int
     num_sequences: int
     tokens_to_go: int
+    priority_class: PriorityClass
     in_engine: bool = False  # the thread has read it from the inbox
     outputs: asyncio.Queue[RequestOutput | Exception] = field(default_factory=asyncio.Queue)
 
@@ -91,14 +92,22 @@ class AsyncLLM:
         """Requests that somebody waits for."""
         return len(self._streams)
 
-    def load(self) -> EngineLoad:
-        """How busy the engine is. The lists are the thread's, so this may be a step behind."""
+    def load(self, priority_class: PriorityClass = "interactive") -> EngineLoad:
+        """How busy the engine is for a request of that class.
+
+        To a batch request only batch requests are in the queue: the interactive ones go before it
+        anyway, and a queue that is full of them must not keep it out for ever. The lists are the
+        thread's, so this may be a step behind.
+        """
         scheduler, now = self.engine.scheduler, self.engine.clock()
         waiting = list(scheduler.waiting)
         unread = [stream for stream in self._streams.values() if not stream.in_engine]
         # One that was preempted has had its turn; it waits for blocks, not in the queue.
         arrivals = [r.metrics.arrival_time for r in waiting if r.status is RequestStatus.WAITING]
         arrivals += [stream.arrival_time for stream in unread]
+        if priority_class == "batch":
+            waiting = [request for request in waiting if self._is_batch(request.request_id)]
+            unread = [stream for stream in unread if stream.priority_class == "batch"]
         return EngineLoad(
             num_running=len(scheduler.running),
             max_num_seqs=scheduler.max_num_seqs,
@@ -108,6 +117,11 @@ class AsyncLLM:
             oldest_waiting_age_s=now - min(arrivals, default=now),
             kv_cache_usage=self.engine.block_pool.usage,
         )
+
+    def _is_batch(self, request_id: str) -> bool:
+        # The engine numbers the completions of a request: "0_name", "1_name".
+        stream = self._streams.get(request_id) or self._streams.get(request_id.partition("_")[2])
+        return stream is not None and stream.priority_class == "batch"
 
     def unfinished_request_ids(self) -> list[str]:
         """Requests that somebody waits for."""
@@ -129,11 +143,23 @@ class AsyncLLM:
         return remaining_s
 
     async def generate(
-        self, request_id: str, prompt: Prompt, params: SamplingParams, priority: int = 0
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int = 0,
+        priority_class: PriorityClass = "interactive",
     ) -> AsyncGenerator[RequestOutput]:
         """Yield what is new after each step, until the request has finished.
 
         Leaving the iteration early, also by cancellation, aborts the request.
+
+        Args:
+            request_id: unique among unfinished requests.
+            prompt: text or tokens.
+            params: options.
+            priority: the scheduler's; smaller is served first.
+            priority_class: what `load` counts it as while it waits.
 
         Raises:
             ValueError: the engine cannot serve it.
@@ -149,6 +175,7 @@ class AsyncLLM:
             num_prompt_tokens=_num_tokens(prompt),
             num_sequences=params.n,
             tokens_to_go=params.max_tokens or self.engine.max_model_len,
+            priority_class=priority_class,
         )
         self._streams[request_id] = stream
         finished = False

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from course_lib.engine.sampling_params import SamplingParams
+from course_lib.serving.admission_base import PriorityClass
 
 MAX_MESSAGES = 1024
 MAX_N = 16
@@ -104,9 +105,10 @@ class SamplingBody(_Body):
     priority: Whole = 0
 
     @property
-    def is_batch(self) -> bool:
-        """Whether it may wait behind interactive requests: OpenAI's flex tier, vLLM's priority."""
-        return self.service_tier == "flex" or self.priority > 0
+    def priority_class(self) -> PriorityClass:
+        """Batch may wait behind interactive requests: OpenAI's flex tier, vLLM's priority."""
+        is_batch = self.service_tier == "flex" or self.priority > 0
+        return "batch" if is_batch else "interactive"
 
     @property
     def include_usage(self) -> bool:

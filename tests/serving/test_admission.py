@@ -22,6 +22,8 @@ from course_lib.serving.admission import (
     TenantLimits,
 )
 from course_lib.serving.admission_base import MAX_TENANTS, TokenBucket
+from course_lib.serving.load_client import TrafficClass, Workload
+from course_lib.serving.load_client import load as run_load
 from tests.serving.servers import load, serving
 
 
@@ -252,6 +254,26 @@ def test_bad_limits_of_tenants_are_refused_by_name(name: str, value: Any) -> Non
 
 
 # Nobody starves.
+
+
+@pytest.mark.slow
+def test_batch_gets_through_a_door_that_interactive_requests_besiege() -> None:
+    """Several times more chats than fit keep the queue full; reports still get in."""
+    classes = (TrafficClass("chat", 0.95), TrafficClass("report", 0.05, priority=1))
+    policy = AdmissionPolicy(max_num_queued_reqs=8, batch_delay_s=0.5)
+    with serving(load(max_num_seqs=2), admission=policy) as server:
+        report = run_load(
+            server.url,
+            Workload(
+                rate_per_s=120, duration_s=4, prompt_tokens=20, output_tokens=20,
+                vocab_size=1000, classes=classes,
+            ),
+            show_progress=False,
+        )  # fmt: skip
+    chats, reports = report.of_class("chat"), report.of_class("report")
+    assert chats.outcomes["refused"] > len(chats.records) / 2
+    assert len(reports.served) >= 4 and len(reports.records) > 8
+    assert len(reports.served) / len(reports.records) > len(chats.served) / len(chats.records)
 
 
 def test_batch_progresses_under_interactive_load_that_never_ends() -> None:

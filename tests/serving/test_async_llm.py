@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from course_lib import LLM, SamplingParams
+from course_lib.serving.admission_base import PriorityClass
 from course_lib.serving.async_llm import AsyncLLM, EngineError
 from tests.checkpoints import random_model, save
 from tests.serving.servers import assert_shows_no_internals
@@ -237,6 +238,31 @@ def test_failing_one_request_leaves_the_others(llm: LLM) -> None:
         engine.fail("unknown", RuntimeError())
         results = await asyncio.gather(*work, return_exceptions=True)
         assert [len(r) if isinstance(r, list) else str(r) for r in results] == [400, "enough", 400]
+
+    run(llm, scenario)
+
+
+def test_to_a_batch_request_only_batch_requests_are_in_the_queue(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_down(llm, monkeypatch, 0.1)
+    params = SamplingParams(n=2, max_tokens=4, ignore_eos=True)
+
+    async def wait_for(engine: AsyncLLM, name: str, kind: PriorityClass) -> None:
+        async for _ in engine.generate(name, [1] * 10, params, priority_class=kind):
+            pass
+
+    async def scenario(engine: AsyncLLM) -> None:
+        kinds: list[PriorityClass] = ["interactive"] * 5 + ["batch"]
+        work = [asyncio.create_task(wait_for(engine, f"{k}{i}", k)) for i, k in enumerate(kinds)]
+        for seconds in (0.01, 0.15):  # on their way, then in the engine's queue
+            await asyncio.sleep(seconds)
+            every, batch = engine.load(), engine.load("batch")
+            assert every.num_running == batch.num_running
+            assert batch.num_waiting == 2
+            assert every.num_running + every.num_waiting == 12
+            assert batch.num_waiting_tokens < every.num_waiting_tokens
+        await asyncio.gather(*work)
 
     run(llm, scenario)
 
