@@ -1,7 +1,8 @@
 """The block pool's tables: what each block holds, who finds it by which name, which are free.
 
 `BlockPoolBase` keeps them and decides nothing. A block pool derives from it and implements
-`match_prefix`, `can_admit`, `allocate` and `free`; the engine's own is in `block_pool`.
+`match_prefix`, `can_admit`, `allocate` and `free`; the engine's own is in `block_pool`. The base is
+not abstract: a method that a student has not written yet says so when it is called.
 """
 
 import hashlib

@@ -15,19 +15,9 @@ from course_lib.serving.admission_base import (
     AdmissionDecision,
     Arrival,
     EngineLoad,
-    TenantLimits,
     TokenBucket,
     virtual_arrival_ms,
 )
-
-__all__ = [
-    "AdmissionBase",
-    "AdmissionDecision",
-    "AdmissionPolicy",
-    "Arrival",
-    "EngineLoad",
-    "TenantLimits",
-]
 
 
 class AdmissionPolicy(AdmissionBase):

@@ -103,6 +103,8 @@ class TenantLimits:
 class TokenBucketBase:
     """A bucket that fills at a rate up to its size, and is full at first.
 
+    Not abstract: a method that a student has not written yet says so when it is called.
+
     Args:
         rate_per_s: tokens that flow in.
         size: tokens that it holds at most.

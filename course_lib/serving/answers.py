@@ -6,6 +6,7 @@ completions. A stream has one write a step and always ends with a final event.
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -23,7 +24,7 @@ from course_lib.serving.protocol import ChatCompletionRequest, CompletionRequest
 Indexed = tuple[int, RequestOutput]
 
 
-class Answer:
+class Answer(ABC):
     """What both endpoints share.
 
     Args:
@@ -159,15 +160,15 @@ class Answer:
         """Choices are numbered through all prompts."""
         return prompt_index * self.params.n + index
 
+    @abstractmethod
     def choice(
         self, index: int, completion: CompletionOutput, first: RequestOutput
     ) -> responses.Json:
         """A finished choice. `first` is the prompt's first output, which has its logprobs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def piece(self, index: int, piece: CompletionOutput, output: RequestOutput) -> responses.Json:
         """What is new of a choice, for the stream."""
-        raise NotImplementedError
 
     def opening(self) -> list[responses.Json]:
         """Choices of the events before the first token."""

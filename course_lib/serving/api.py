@@ -20,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 from course_lib.engine.engine import Prompt
 from course_lib.engine.llm import LLM
 from course_lib.engine.sampling_params import SamplingParams
-from course_lib.serving.admission import AdmissionPolicy, Arrival
+from course_lib.serving.admission import AdmissionPolicy
+from course_lib.serving.admission_base import AdmissionBase, Arrival
 from course_lib.serving.answers import Answer, ChatAnswer, CompletionAnswer
 from course_lib.serving.async_llm import AsyncLLM
 from course_lib.serving.errors import ERROR_RESPONSES, ApiError, add_error_handlers
@@ -53,7 +54,7 @@ class Replica:
 
     llm: LLM
     name: str
-    admission: AdmissionPolicy = field(default_factory=AdmissionPolicy)
+    admission: AdmissionBase = field(default_factory=AdmissionPolicy)
     drain_policy: DrainPolicy = field(default_factory=lambda: DrainPolicy(30.0, 5.0))
     api_key: str | None = None
 

@@ -13,15 +13,16 @@ from course_lib.engine.block_pool import BlockPool
 from course_lib.engine.request import Request
 from course_lib.engine.sampling_params import SamplingParams
 from course_lib.engine.scheduler import Scheduler
-from course_lib.serving.admission import (
+from course_lib.serving.admission import AdmissionPolicy
+from course_lib.serving.admission_base import (
+    MAX_TENANTS,
     AdmissionBase,
     AdmissionDecision,
-    AdmissionPolicy,
     Arrival,
     EngineLoad,
     TenantLimits,
+    TokenBucket,
 )
-from course_lib.serving.admission_base import MAX_TENANTS, TokenBucket
 from course_lib.serving.load_client import TrafficClass, Workload
 from course_lib.serving.load_client import load as run_load
 from tests.serving.servers import load, serving
