@@ -1,14 +1,19 @@
 """How many replicas to run, from what the replicas report.
 
 `GPUAutoscaler` looks at the queue, the KV cache and the time to first token, never at CPU percent,
-and moves by one replica at a time. `decide` says why in its `reason`. An autoscaler of your own
-needs the same two methods: `decide(metrics, current_replicas) -> ScalingDecision` and
-`recommend(metrics, current_replicas) -> int`; time comes from the clock it was given.
+and moves by one replica at a time. `decide` says why in its `reason`. Kubernetes' autoscalers are
+in `kubernetes`, those that plan ahead in `planners`.
+
+An autoscaler of your own needs `decide(metrics, current_replicas) -> ScalingDecision`; time comes
+from the clock it was given. Or derive from `AutoscalerBase` and write `recommend`, which returns
+the number alone.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from course_lib.validation import number, whole_number
 
@@ -27,6 +32,52 @@ class ScalingDecision:
 
     replicas: int
     reason: str
+
+
+class Autoscaler(Protocol):
+    """Decides once an interval; `metrics` are those of `course_lib.fleet.metrics`."""
+
+    def decide(self, metrics: Mapping[str, float], current_replicas: int) -> ScalingDecision:
+        """How many replicas there should be.
+
+        Args:
+            metrics: of the fleet; a name that is absent could not be measured.
+            current_replicas: those there are, loading ones included, draining ones not.
+        """
+        ...
+
+
+class AutoscalerBase(ABC):
+    """An autoscaler whose whole rule is `recommend`.
+
+    Args:
+        min_replicas: never fewer.
+        max_replicas: never more.
+        clock: returns seconds; only differences matter.
+    """
+
+    def __init__(
+        self,
+        min_replicas: int = 1,
+        max_replicas: int = 20,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.min_replicas = whole_number("min_replicas", min_replicas, at_least=0)
+        self.max_replicas = whole_number("max_replicas", max_replicas, at_least=self.min_replicas)
+        self.clock = clock
+
+    @abstractmethod
+    def recommend(self, metrics: Mapping[str, float], current_replicas: int) -> int:
+        """How many replicas there should be."""
+
+    def decide(self, metrics: Mapping[str, float], current_replicas: int) -> ScalingDecision:
+        """The recommendation, within the limits."""
+        wanted = whole_number(
+            "recommend()", self.recommend(metrics, current_replicas), at_least=-(10**9)
+        )
+        replicas = min(max(wanted, self.min_replicas), self.max_replicas)
+        reason = f"recommend() asked for {wanted}"
+        return ScalingDecision(replicas, reason)
 
 
 class GPUAutoscaler:
