@@ -1,6 +1,6 @@
 """What an autoscaler sees: the fleet's metrics by name, and those of each replica.
 
-`FleetMetrics` is a mapping, so a rule reads `metrics["num_requests_waiting"]` and takes a plain dict
+`FleetMetrics` is a mapping: a rule reads `metrics["num_requests_waiting"]`, and takes a plain dict
 as well. A name that is absent could not be measured.
 """
 
