@@ -173,7 +173,7 @@ def load(
         float | None, typer.Option(help="Open loop: Poisson arrivals, requests/s.")
     ] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="CSV of arrivals and lengths, such as Azure's.")
+        Path | None, typer.Option(help="Arrivals and lengths: Azure, BurstGPT, Mooncake.")
     ] = None,
     requests: Annotated[
         int | None, typer.Option(help="Stop after so many. 64 if nothing ends it.")
@@ -220,6 +220,7 @@ def load(
     """Send load to a server and report TTFT, TPOT, ITL, end-to-end times and goodput."""
     from course_lib.load import as_tables, parse_classes, parse_headers, parse_lengths
     from course_lib.serving import load_client
+    from course_lib.traces.readers import read_trace
 
     if users is None and rate is None and trace is None:
         users = 8
@@ -232,7 +233,7 @@ def load(
             rate_per_s=rate,
             trace=None
             if trace is None
-            else load_client.read_trace(
+            else read_trace(
                 trace,
                 speed=trace_speed,
                 max_prompt_tokens=max_prompt_tokens,

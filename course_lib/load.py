@@ -7,7 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from course_lib.serving.load_report import LATENCIES, OUTCOMES, LoadReport, Percentiles
-from course_lib.serving.workload import Lengths, TrafficClass
+from course_lib.serving.workload import TrafficClass
+from course_lib.traces.lengths import Lengths
 
 #: From here on the notes warn that the load generator's own speed is in the figures.
 BUSY_CLIENT_SHARE, LATE_CLIENT_S = 0.8, 0.1

@@ -21,14 +21,7 @@ from tqdm.auto import tqdm
 
 from course_lib.serving.http_client import HttpClient, Response
 from course_lib.serving.load_report import SLO, LoadReport, RequestRecord
-from course_lib.serving.workload import (
-    PlannedRequest,
-    Trace,
-    TraceRequest,
-    TrafficClass,
-    Workload,
-    read_trace,
-)
+from course_lib.serving.workload import PlannedRequest, TrafficClass, Workload
 from course_lib.validation import known_name, number
 
 __all__ = [
@@ -36,12 +29,9 @@ __all__ = [
     "LoadReport",
     "RequestRecord",
     "ServerNotUsable",
-    "Trace",
-    "TraceRequest",
     "TrafficClass",
     "Workload",
     "load",
-    "read_trace",
     "run_load",
 ]
 

@@ -8,15 +8,14 @@ In a closed loop a slow server is asked less; in an open loop requests come whet
 up or not, as from the world outside. Only an open loop shows what overload does.
 """
 
-import csv
 import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
+from course_lib.traces.lengths import Lengths, check_lengths
+from course_lib.traces.trace import Trace
 from course_lib.validation import number, whole_number
 
 #: Common words: most tokenizers have each of them, with the space before it, as one token.
@@ -36,36 +35,6 @@ _TEXT = (
     "white who why will with word work world would year you young"
 )
 WORDS = _TEXT.split()
-
-#: Fixed, or (lowest, highest) of a uniform distribution, both included. In tokens.
-Lengths = int | tuple[int, int]
-
-#: Columns of a trace: arrival, prompt tokens, output tokens. The first are those of the traces at
-#: https://github.com/Azure/AzurePublicDataset, with the arrival as a date.
-TRACE_COLUMNS = (
-    ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
-    ("arrival_s", "prompt_tokens", "output_tokens"),
-)
-
-
-@dataclass(frozen=True)
-class TraceRequest:
-    """A row of a trace; `arrival_s` counts from the first one."""
-
-    arrival_s: float
-    prompt_tokens: int
-    output_tokens: int
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Requests of a trace in the order of arrival, and how they were changed when read."""
-
-    name: str
-    requests: tuple[TraceRequest, ...]
-    speed: float = 1.0
-    max_prompt_tokens: int | None = None
-    max_output_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -170,8 +139,8 @@ class Workload:
             if getattr(self, name) is not None:
                 number(name, getattr(self, name), above=0)
         number("shared_prefix", self.shared_prefix, at_least=0, at_most=1)
-        _check_lengths("prompt_tokens", self.prompt_tokens)
-        _check_lengths("output_tokens", self.output_tokens)
+        check_lengths("prompt_tokens", self.prompt_tokens)
+        check_lengths("output_tokens", self.output_tokens)
         if not self.classes:
             raise ValueError("classes is empty; leave it out for one class of callers")
         names = [traffic_class.name for traffic_class in self.classes]
@@ -250,86 +219,6 @@ class Workload:
             about = {key: value for key, value in vars(self.trace).items() if key != "requests"}
             fields["trace"] = {**about, "num_requests": len(self.trace.requests)}
         return fields
-
-
-def read_trace(
-    path: str | Path,
-    *,
-    speed: float = 1.0,
-    max_prompt_tokens: int | None = None,
-    max_output_tokens: int | None = None,
-) -> Trace:
-    """Arrivals and lengths from a CSV file with the columns of `TRACE_COLUMNS`.
-
-    Args:
-        path: such as one of the Azure LLM inference traces.
-        speed: 2 lets the requests come twice as fast.
-        max_prompt_tokens: longer prompts are cut to this, for a small model.
-        max_output_tokens: the same for replies.
-
-    Raises:
-        ValueError: the file is missing or is no such trace; the message names the line.
-    """
-    number("speed", speed, above=0)
-    for name, limit in (
-        ("max_prompt_tokens", max_prompt_tokens),
-        ("max_output_tokens", max_output_tokens),
-    ):
-        if limit is not None:
-            whole_number(name, limit)
-    path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [_numbers(row, path, at) for at, row in enumerate(csv.DictReader(file), start=2)]
-    except OSError as error:
-        raise ValueError(f"cannot read the trace {path}: {error.strerror}") from None
-    if not rows:
-        raise ValueError(f"{path} holds no requests")
-    rows.sort()
-    start_s = rows[0][0]
-    requests = tuple(
-        TraceRequest(
-            (arrival_s - start_s) / speed,
-            min(prompt, max_prompt_tokens or prompt),
-            min(output, max_output_tokens or output),
-        )
-        for arrival_s, prompt, output in rows
-    )
-    return Trace(path.name, requests, speed, max_prompt_tokens, max_output_tokens)
-
-
-def _numbers(row: dict[str, str], path: Path, line: int) -> tuple[float, int, int]:
-    """Arrival in seconds since whenever, prompt and output tokens."""
-    for arrival, prompt, output in TRACE_COLUMNS:
-        if all(row.get(column) is not None for column in (arrival, prompt, output)):
-            break
-    else:
-        wanted = " or ".join(",".join(columns) for columns in TRACE_COLUMNS)
-        raise ValueError(f"{path}, line {line}: the columns of a trace are {wanted}")
-    try:
-        is_date = arrival == "TIMESTAMP"
-        moment = _seconds(row[arrival]) if is_date else float(row[arrival])
-        return (
-            number(arrival, moment),
-            whole_number(prompt, int(row[prompt])),
-            whole_number(output, int(row[output])),
-        )
-    except ValueError as error:
-        raise ValueError(f"{path}, line {line}: {error}") from None
-
-
-def _seconds(date: str) -> float:
-    moment = datetime.fromisoformat(date)
-    # Dates without a zone are differences of the same clock; local rules must not bend them.
-    return (moment - datetime(1970, 1, 1, tzinfo=moment.tzinfo)).total_seconds()
-
-
-def _check_lengths(name: str, lengths: Lengths) -> None:
-    if isinstance(lengths, tuple) and len(lengths) == 2:
-        low = whole_number(f"{name}[0]", lengths[0])
-        whole_number(f"{name}[1]", lengths[1], at_least=low)
-    else:
-        whole_number(name, lengths)
 
 
 def _draw(rng: random.Random, lengths: Lengths) -> int:

@@ -7,7 +7,6 @@ import socket
 import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,14 +23,11 @@ from course_lib.serving.load_client import (
     TrafficClass,
     Workload,
     load,
-    read_trace,
     run_load,
 )
 from course_lib.serving.load_report import OUTCOMES, Percentiles
+from course_lib.traces.trace import Trace, TraceRequest
 from tests.serving.stub_server import MODEL, StubServer
-
-SHARED = Path(__file__).resolve().parents[3] / "shared"
-TRACE = SHARED / "data" / "traces" / "AzureLLMInferenceTrace_conv.csv"
 
 
 @pytest.fixture(autouse=True)
@@ -138,76 +134,34 @@ def test_classes_are_mixed_by_their_shares():
     assert names.count("a") == pytest.approx(1500, abs=100)
 
 
-def write_trace(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "trace.csv"
-    path.write_text(text)
-    return path
+TRACE = Trace(
+    "rush",
+    (TraceRequest(0.0, 3960, 109), TraceRequest(4.0, 374, 44), TraceRequest(4.5, 20, 1000)),
+    max_prompt_tokens=4000,
+)
 
 
-AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
-2023-11-16 18:15:50.6805900,374,44
-2023-11-16 18:15:46.6805900,3960,109
-2023-11-16 18:15:51.1805900,20,1000
-"""
-
-
-def test_a_trace_gives_arrivals_and_lengths(tmp_path):
-    path = write_trace(tmp_path, AZURE)
-    workload = Workload(trace=read_trace(path))
+def test_a_trace_gives_arrivals_and_lengths():
+    workload = Workload(trace=TRACE)
     planned = list(workload.requests())
-    assert [r.arrival_s for r in planned] == pytest.approx([0.0, 4.0, 4.5])
-    assert [r.prompt_tokens for r in planned] == [3960, 374, 20]
+    assert [r.arrival_s for r in planned] == [0.0, 4.0, 4.5]
+    assert [len(r.prompt.split()) for r in planned] == [3960, 374, 20]
     assert [r.output_tokens for r in planned] == [109, 44, 1000]
     assert workload.expected_requests == 3
-    assert Workload(trace=workload.trace, duration_s=4.2).expected_requests == 2
+    assert Workload(trace=TRACE, duration_s=4.2).expected_requests == 2
 
 
-def test_a_trace_can_be_sped_up_cut_and_used_for_its_lengths_alone(tmp_path):
-    path = write_trace(tmp_path, AZURE)
-    trace = read_trace(path, speed=2.0, max_prompt_tokens=100, max_output_tokens=50)
-    assert [r.arrival_s for r in trace.requests] == pytest.approx([0.0, 2.0, 2.25])
-    assert [r.prompt_tokens for r in trace.requests] == [100, 100, 20]
-    assert [r.output_tokens for r in trace.requests] == [50, 44, 50]
-    closed = list(Workload(trace=trace, users=1, num_requests=5).requests())
-    assert [r.output_tokens for r in closed] == [50, 44, 50, 50, 44]
+def test_a_trace_can_be_used_for_its_lengths_alone():
+    closed = list(Workload(trace=TRACE, users=1, num_requests=5).requests())
+    assert [r.output_tokens for r in closed] == [109, 44, 1000, 109, 44]
     assert all(r.arrival_s is None for r in closed)
-    described = Workload(trace=trace).describe()["trace"]
-    assert described["max_prompt_tokens"] == 100 and described["num_requests"] == 3
+
+
+def test_a_report_names_the_trace_and_how_it_was_changed():
+    described = Workload(trace=TRACE).describe()["trace"]
+    assert described["name"] == "rush"
+    assert described["max_prompt_tokens"] == 4000 and described["num_requests"] == 3
     json.dumps(described)
-
-
-def test_a_trace_in_seconds_is_read_too(tmp_path):
-    path = write_trace(tmp_path, "arrival_s,prompt_tokens,output_tokens\n7.5,3,4\n9,1,2\n")
-    assert [r.arrival_s for r in read_trace(path).requests] == [0.0, 1.5]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("a,b\n1,2\n", r"line 2: the columns of a trace are TIMESTAMP,.* or arrival_s,"),
-        ("arrival_s,prompt_tokens,output_tokens\n", "holds no requests"),
-        ("arrival_s,prompt_tokens,output_tokens\n1,2\n", "line 2: the columns"),
-        ("arrival_s,prompt_tokens,output_tokens\n1,1,1\n1,0,1\n", "line 3: prompt_tokens must be"),
-        ("arrival_s,prompt_tokens,output_tokens\nsoon,1,1\n", "line 2: .*soon"),
-        ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,1\n", "line 2: .*yesterday"),
-    ],
-)
-def test_a_trace_that_is_none_is_refused_with_the_line(tmp_path, text, words):
-    with pytest.raises(ValueError, match=words):
-        read_trace(write_trace(tmp_path, text))
-    with pytest.raises(ValueError, match="cannot read the trace"):
-        read_trace(tmp_path / "nothing.csv")
-
-
-@pytest.mark.skipif(not TRACE.exists(), reason="the trace ../shared/data/traces is not there")
-def test_the_production_trace_is_read_as_it_was_recorded():
-    trace = read_trace(TRACE)
-    assert len(trace.requests) == 19366
-    first, last = trace.requests[0], trace.requests[-1]
-    assert (first.arrival_s, first.prompt_tokens, first.output_tokens) == (0.0, 374, 44)
-    assert last.arrival_s == pytest.approx(58 * 60 + 21.72195, abs=1e-3)
-    planned = list(itertools.islice(Workload(trace=trace).requests(), 10))
-    assert [r.output_tokens for r in planned[:3]] == [44, 109, 55]
 
 
 @pytest.mark.parametrize(
