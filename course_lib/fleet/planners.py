@@ -384,7 +384,7 @@ class SloPlanner(_Planner):
         elif now - self._interval_started_s >= self.interval_s:
             fewer_may_do, self._kept = self._kept, True
             self._interval_started_s = now
-            self._planned = self._plan_interval() or self._planned
+            self._planned = self._plan_interval()
 
         planned = self._planned or ScalingDecision(current, "no interval is over yet")
         if exceeded and not _loading(metrics, current) and planned.replicas <= current:

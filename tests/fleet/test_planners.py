@@ -66,9 +66,13 @@ def fleet(*loads, loading=0):
         ([(0.46, 1)] * 3, 2),
         # The mean decides, not the fullest.
         ([(0.79, 0), (0.1, 0), (0.1, 0)], 2),
-        # Saturated ones are left out: 0.8 - 0.6 is spare, of the first two with one fewer not.
-        ([(0.6, 0), (0.6, 0), (0.80, 0)], 3),
-        ([(0.6, 0), (0.6, 0), (0.1, 5)], 3),
+        # 0.56 x 5/4 is 0.7, whatever the rounding of floats.
+        ([(0.56, 0)] * 5, 4),
+        # Saturated ones are left out: 0.35 x 2 and 1 x 2 leave enough.
+        ([(0.35, 0), (0.35, 0), (0.80, 0)], 2),
+        ([(0.1, 1), (0.1, 1), (0.1, 5)], 2),
+        # They take no load either: 0.45 x 2, not 0.45 x 3/2.
+        ([(0.45, 0), (0.45, 0), (0.9, 0)], 3),
         # The one that is left has 0.8 - 0.1, but nobody could take its load.
         ([(0.1, 0), (0.9, 0), (0.9, 9)], 3),
         ([(0.9, 0), (0.1, 6)], 3),
@@ -239,6 +243,13 @@ def test_a_load_that_could_not_be_measured_gives_nothing_back_and_is_as_a_season
     assert replicas_of(autoscaler, clock, 1, [2] * 20) == [1] * 15 + [10] * 5
 
 
+def test_a_step_that_nobody_measured_is_as_the_step_before(clock):
+    autoscaler = predictive(clock, ready_time_s=0)
+    replicas_of(autoscaler, clock, 1, [8] * 10 + [None] * 20 + [2] * 10)
+    # A season of 8, 8, 8, 2 is known; as long as it holds, its forecast does.
+    assert replicas_of(autoscaler, clock, 1, [8] * 10 + [0]) == [4] * 11
+
+
 def test_a_rush_within_the_lead_is_not_given_up_for_a_quiet_after_it(clock):
     # The lead of 150 s reaches past the rush of one step from 250 s on.
     autoscaler = predictive(clock, history=QUIET_THEN_RUSH, ready_time_s=150)
@@ -350,6 +361,15 @@ def test_longer_requests_need_more_engines(clock, started):
 
 def test_a_mean_of_no_requests_tells_nothing_about_lengths(clock, started):
     assert interval(started, clock, 6, seen(output=300), seen(output=0)) == 6
+
+
+def test_a_prompt_mean_of_no_requests_tells_nothing_either(clock, started):
+    assert interval(started, clock, 6, seen(prompt=1500), seen(prompt=0)) == 6
+
+
+def test_the_plan_goes_further_than_one_more(clock, started):
+    # Means 6 and 20, so 34 next, while each of the three samples before added one.
+    assert interval(started, clock, 3, seen(rate=20, ttft=2000.0)) == 17
 
 
 def test_when_no_engine_keeps_the_objectives_all_are_asked_for(clock):
