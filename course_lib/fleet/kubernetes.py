@@ -494,8 +494,8 @@ class Keda:
 
     Every `polling_interval_s` the operator activates a fleet at zero when a trigger is active, and
     takes a fleet without an active trigger to zero once the cooldown has passed: directly from N,
-    past the HPA's windows and rates. A trigger that fails keeps it from doing either, since to
-    fail is not to be inactive. At zero the HPA is disabled, so no fallback starts there.
+    past the HPA's windows and rates. A trigger that fails keeps it from that, since to fail is not
+    to be inactive. At zero the HPA is disabled, so no fallback starts there.
 
     Source: keda.sh, "ScaledObject specification", and KEDA's own pkg/scaling/executor and
     pkg/fallback.
