@@ -276,9 +276,9 @@ def long_prompt_surge(
         seed=seed,
     )
     arrivals_s = surge_start_s + _steady_arrivals(
-        _rng(seed, "surge/arrivals"), surge_rate_per_s, surge_duration_s
+        _rng(seed, "long_arrivals"), surge_rate_per_s, surge_duration_s
     )
-    surge = _trace("surge", arrivals_s, long_prompt_tokens, long_output_tokens, seed, "surge/")
+    surge = _trace("surge", arrivals_s, long_prompt_tokens, long_output_tokens, seed, "long_")
     return merge(chats, surge, name="long-prompt surge")
 
 
@@ -441,8 +441,11 @@ def _trace(
     seed: int,
     part: str = "",
 ) -> Trace:
-    count = len(arrivals_s)
-    prompts = draw_lengths(_rng(seed, f"{part}prompts"), "prompt_tokens", prompt_tokens, count)
-    outputs = draw_lengths(_rng(seed, f"{part}outputs"), "output_tokens", output_tokens, count)
-    columns = (arrivals_s.tolist(), prompts.tolist(), outputs.tolist())
-    return Trace(name, tuple(map(TraceRequest, *columns)))
+    """`part` begins the names of the lengths, each of which is drawn from a stream of its own."""
+
+    def draw(what: str, lengths: Lengths | Quantiles) -> list[int]:
+        return draw_lengths(_rng(seed, what), what, lengths, len(arrivals_s)).tolist()
+
+    prompts = draw(f"{part}prompt_tokens", prompt_tokens)
+    outputs = draw(f"{part}output_tokens", output_tokens)
+    return Trace(name, tuple(map(TraceRequest, arrivals_s.tolist(), prompts, outputs)))
