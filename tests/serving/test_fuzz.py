@@ -207,7 +207,7 @@ def test_odd_headers(client: httpx.Client) -> None:
     content = json.dumps(VALID["/v1/completions"]).encode()
     for headers in (
         {"x-tenant": "t" * 10_000},
-        {"x-tenant": "\x7f\xe9"},
+        {"x-tenant": "\xe9"},  # RFC 9110 lets bytes above ASCII through, but no control characters
         {"authorization": "Bearer \xff"},
         {"accept": "image/png", "cookie": "a=b"},
     ):
