@@ -1,6 +1,7 @@
 """How long a step takes: what the fleet simulator has in place of a model runner.
 
     model = FittedStepTime.fit(samples)  # measured steps, see `fleet.calibration`
+    model = RooflineStepTime(find_model("Llama-3-8B"), find_gpu("H100_80GB"))  # from datasheets
     model.seconds(StepWork.of(batch))
 
 Any subclass of `StepTimeModel` with a `seconds` will do.
@@ -15,10 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from course_lib.engine.batch import ScheduledRequest
+from course_lib.sizing.catalog import Gpu, ModelShape
+from course_lib.sizing.roofline import Phase, Roofline
 from course_lib.validation import number
 
 #: 0, 1, 2 ...: how many steps later. Made once for the runs of decodes that are asked for most.
 _LATER = np.arange(4096.0)
+
+#: A step whose relative error is so many times the median one is a pause.
+OUTLIER = 6.0
+FIT_ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,7 @@ class FittedStepTime(StepTimeModel):
 
     Args:
         step_s: of any step.
+        batch_s: of a step with more than one token, whose products are of matrices with matrices.
         prefill_token_s: for each token of a prefill.
         prefill_pair_s: for each pair of a prefill's token and one that it attends to.
         prefill_request_s: for each prefill.
@@ -96,6 +104,7 @@ class FittedStepTime(StepTimeModel):
     """
 
     step_s: float = 0.0
+    batch_s: float = 0.0
     prefill_token_s: float = 0.0
     prefill_pair_s: float = 0.0
     prefill_request_s: float = 0.0
@@ -109,10 +118,12 @@ class FittedStepTime(StepTimeModel):
     def seconds(self, work: StepWork) -> float:
         """The sum of all parts."""
         # Decodes first: then a step without prefills adds 0 to what `decode_seconds` computes.
-        decodes = self.step_s + self.decode_request_s * work.num_decodes
-        decodes += self.context_token_s * work.context_tokens
+        num_decodes = work.num_decodes
+        decodes = self._step_of(num_decodes) + self.context_token_s * work.context_tokens
         if not work.num_prefills:
             return decodes
+        if num_decodes < 2:
+            decodes += self.batch_s
         return decodes + (
             self.prefill_request_s * work.num_prefills
             + self.prefill_token_s * work.prefill_tokens
@@ -123,19 +134,24 @@ class FittedStepTime(StepTimeModel):
         self, num_decodes: int, context_tokens: int, num_steps: int
     ) -> NDArray[np.float64]:
         """As the base class says, in four operations on arrays."""
-        later = _LATER[:num_steps] if num_steps <= len(_LATER) else np.arange(float(num_steps))
-        durations = later * num_decodes
+        durations = _later(num_steps) * num_decodes
         durations += context_tokens
         durations *= self.context_token_s
-        durations += self.step_s + self.decode_request_s * num_decodes
+        durations += self._step_of(num_decodes)
         return durations
+
+    def _step_of(self, num_decodes: int) -> float:
+        """Of so many decodes, their contexts aside."""
+        step_s = self.step_s + self.batch_s if num_decodes > 1 else self.step_s
+        return step_s + self.decode_request_s * num_decodes
 
     @classmethod
     def fit(cls, samples: Sequence[tuple[StepWork, float]]) -> "FittedStepTime":
         """The coefficients, none below 0, with the least relative errors on measured steps.
 
-        Pauses are no property of a step: those that a first fit misses by far are left out of the
-        second.
+        Errors are relative to what is predicted: relative to what was measured, noise would make
+        steps look shorter than they are on average. A pause is no property of a step, so steps
+        that are missed by far are left out.
 
         Args:
             samples: the work of a step and the seconds that it took.
@@ -146,24 +162,95 @@ class FittedStepTime(StepTimeModel):
         if not samples:
             raise ValueError("a fit needs measured steps, got none")
         seconds = np.array([number("seconds", seconds, above=0) for _, seconds in samples])
-        features = np.array([_features(work) for work, _ in samples]) / seconds[:, None]
-        kept = np.ones(len(seconds), dtype=bool)
+        features = np.array([_features(work) for work, _ in samples])
+        expected, kept = seconds, np.ones(len(seconds), dtype=bool)
         for _ in range(FIT_ROUNDS):
-            coefficients = _non_negative_least_squares(features[kept], np.ones(kept.sum()))
-            errors = np.abs(features @ coefficients - 1)
+            weights = 1 / expected[kept]
+            coefficients = _non_negative_least_squares(
+                features[kept] * weights[:, None], seconds[kept] * weights
+            )
+            expected = features @ coefficients
+            errors = np.abs(seconds / expected - 1)
             kept = errors <= OUTLIER * np.median(errors) + 1e-9
         return cls(*coefficients.tolist())
 
 
-#: A step whose relative error is so many times the median one is a pause.
-OUTLIER = 6.0
-FIT_ROUNDS = 4
+class RooflineStepTime(StepTimeModel):
+    """A model and a GPU of the catalogue: the floor of `sizing.roofline`, or a share of the peaks.
+
+    Args:
+        model: its sizes.
+        gpu: its peaks.
+        gpus: tensor-parallel GPUs.
+        weights: how they are stored: "bf16", "fp8", "int4" ...
+        kv_bytes: bytes a number of the KV cache.
+        overhead_s: of each step, when the GPU waits for the host.
+        compute_efficiency: the share of the peak of flops that kernels reach, above 0 to 1.
+        bandwidth_efficiency: the share of the memory's bandwidth that they reach. At 1, as by
+            default, and without overhead a step takes the least that it can.
+
+    Raises:
+        ValueError: a number is out of its range, or the precision is unknown.
+    """
+
+    def __init__(
+        self,
+        model: ModelShape,
+        gpu: Gpu,
+        gpus: int = 1,
+        weights: str = "bf16",
+        kv_bytes: float = 2,
+        *,
+        overhead_s: float = 0.0,
+        compute_efficiency: float = 1.0,
+        bandwidth_efficiency: float = 1.0,
+    ) -> None:
+        self.roofline = Roofline(model, gpu, gpus, weights, kv_bytes)
+        self.overhead_s = number("overhead_s", overhead_s, at_least=0)
+        self.compute_efficiency = number(
+            "compute_efficiency", compute_efficiency, above=0, at_most=1
+        )
+        self.bandwidth_efficiency = number(
+            "bandwidth_efficiency", bandwidth_efficiency, above=0, at_most=1
+        )
+
+    def seconds(self, work: StepWork) -> float:
+        """The larger of compute and memory time, then communication and overhead."""
+        phase = self.roofline.step(
+            work.prefill_tokens,
+            work.prefill_pairs,
+            work.num_prefills,
+            work.num_decodes,
+            work.context_tokens,
+        )
+        return max(self._parts(phase)) + (phase.communication_s + self.overhead_s)
+
+    def decode_seconds(
+        self, num_decodes: int, context_tokens: int, num_steps: int
+    ) -> NDArray[np.float64]:
+        """As the base class says, for all contexts at once."""
+        contexts = _later(num_steps) * num_decodes + context_tokens
+        phase = self.roofline.step(0, 0, 0, num_decodes, contexts)  # type: ignore[arg-type]
+        durations: NDArray[np.float64] = np.maximum(*self._parts(phase))
+        durations += phase.communication_s + self.overhead_s
+        return durations
+
+    def _parts(self, phase: Phase) -> tuple[float, float]:
+        return (
+            phase.compute_s / self.compute_efficiency,
+            phase.memory_s / self.bandwidth_efficiency,
+        )
+
+
+def _later(num_steps: int) -> NDArray[np.float64]:
+    """0, 1, 2 ...: how many steps later; not to be changed."""
+    return _LATER[:num_steps] if num_steps <= len(_LATER) else np.arange(float(num_steps))
 
 
 def _features(work: StepWork) -> tuple[float, ...]:
     """In the order of the coefficients."""
     tokens, pairs, decodes, context, prefills = astuple(work)
-    return (1.0, tokens, pairs, prefills, decodes, context)
+    return (1.0, tokens + decodes > 1, tokens, pairs, prefills, decodes, context)
 
 
 def _non_negative_least_squares(

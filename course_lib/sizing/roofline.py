@@ -61,6 +61,81 @@ def compute_precision(gpu: Gpu, weights: str) -> str:
     return known_name(f"{gpu.name} precision", weights, gpu.tflops)
 
 
+class Roofline:
+    """A model on its GPUs, of which `step` gives the floor of any step.
+
+    Args:
+        model: its sizes.
+        gpu: its peaks.
+        gpus: tensor-parallel GPUs; work and bytes are divided evenly among them.
+        weights: how they are stored: "bf16", "fp8", "int4" ...
+        kv_bytes: bytes a number of the KV cache.
+
+    Raises:
+        ValueError: a size is not a positive number, or the precision is unknown.
+    """
+
+    def __init__(
+        self,
+        model: ModelShape,
+        gpu: Gpu,
+        gpus: int = 1,
+        weights: str = "bf16",
+        kv_bytes: float = 2,
+    ) -> None:
+        self.model = model
+        self.gpu = gpu
+        self.gpus = whole_number("gpus", gpus)
+        self.flops_per_s = gpu.tflops[compute_precision(gpu, weights)] * 1e12 * self.gpus
+        self.bytes_per_s = gpu.bandwidth_gb_s * 1e9 * self.gpus
+        self.weight_bytes = PRECISION_BYTES[known_name("precision", weights, PRECISION_BYTES)]
+        self.kv_bytes_per_token = model.kv_bytes_per_token(number("kv_bytes", kv_bytes, above=0))
+        self.flops_per_token = float(_layer_flops(model))
+        self.flops_per_logits = 2.0 * model.embedding_params
+        self.flops_per_pair = float(_attention_flops_per_pair(model))
+        one_token = tensor_parallel_communication(model, 1, self.gpus, gpu.link_gb_s)
+        self.communication_s_per_token = one_token.seconds
+
+    def step(
+        self,
+        prefill_tokens: int = 0,
+        prefill_pairs: int = 0,
+        num_prefills: int = 0,
+        num_decodes: int = 0,
+        context_tokens: int = 0,
+    ) -> Phase:
+        """The floor of a step that computes prompts, or chunks of them, and decodes together.
+
+        The weights are read once for all. Each request gets one row of logits, though that of a
+        chunk before the last is not needed. Decodes read their contexts; prefills write the keys
+        and values of their tokens and read those computed before. Of several prefills only the
+        pairs of all together are known, so the least that they can have read is counted.
+
+        Args:
+            prefill_tokens: tokens of the prompts.
+            prefill_pairs: of a token of theirs and one that it attends to: a chunk of q tokens
+                after s computed ones has q s + q (q + 1) / 2.
+            num_prefills: requests they belong to.
+            num_decodes: requests that compute one token.
+            context_tokens: that these read, all together.
+        """
+        tokens = prefill_tokens + num_decodes
+        flops = tokens * self.flops_per_token + (num_prefills + num_decodes) * self.flops_per_logits
+        flops += (prefill_pairs + context_tokens) * self.flops_per_pair
+        kv_tokens: float = prefill_tokens + context_tokens
+        if prefill_tokens:
+            kv_tokens += max(0.0, prefill_pairs / prefill_tokens - (prefill_tokens + 1) / 2)
+        memory_bytes = self.model.streamed_params(tokens) * self.weight_bytes
+        memory_bytes += kv_tokens * self.kv_bytes_per_token
+        return Phase(
+            flops=flops,
+            memory_bytes=memory_bytes,
+            compute_s=flops / self.flops_per_s,
+            memory_s=memory_bytes / self.bytes_per_s,
+            communication_s=tokens * self.communication_s_per_token,
+        )
+
+
 def prefill(
     model: ModelShape,
     gpu: Gpu,
@@ -85,11 +160,8 @@ def prefill(
         ValueError: a size is not a positive number, or the precision is unknown.
     """
     tokens = whole_number("prompt_tokens", prompt_tokens)
-    pairs = tokens * (tokens + 1) / 2
-    flops = tokens * _layer_flops(model) + 2 * model.embedding_params
-    flops += pairs * _attention_flops_per_pair(model)
-    kv_traffic = tokens * model.kv_bytes_per_token(number("kv_bytes", kv_bytes, above=0))
-    return _phase(model, gpu, tokens, flops, kv_traffic, gpus, weights)
+    pairs = tokens * (tokens + 1) // 2
+    return Roofline(model, gpu, gpus, weights, kv_bytes).step(tokens, pairs, 1)
 
 
 def decode(
@@ -109,11 +181,8 @@ def decode(
     """
     batch = whole_number("batch_size", batch_size)
     context = whole_number("context_len", context_len, at_least=0)
-    flops = batch * (_layer_flops(model) + 2 * model.embedding_params)
-    flops += batch * context * _attention_flops_per_pair(model)
-    kv_bytes = number("kv_bytes", kv_bytes, above=0)
-    kv_traffic = batch * context * model.kv_bytes_per_token(kv_bytes)
-    return _phase(model, gpu, batch, flops, kv_traffic, gpus, weights)
+    roofline = Roofline(model, gpu, gpus, weights, kv_bytes)
+    return roofline.step(num_decodes=batch, context_tokens=batch * context)
 
 
 def compute_bound_batch_size(
@@ -157,26 +226,3 @@ def _layer_flops(model: ModelShape) -> float:
 def _attention_flops_per_pair(model: ModelShape) -> float:
     """Score and weighted value of one token against one other, in all layers."""
     return 4 * model.num_layers * model.num_heads * model.head_dim
-
-
-def _phase(
-    model: ModelShape,
-    gpu: Gpu,
-    tokens: int,
-    flops: float,
-    kv_traffic_bytes: float,
-    gpus: int,
-    weights: str,
-) -> Phase:
-    gpus = whole_number("gpus", gpus)
-    peak = gpu.tflops[compute_precision(gpu, weights)] * 1e12
-    stored = PRECISION_BYTES[known_name("precision", weights, PRECISION_BYTES)]
-    memory_bytes = model.streamed_params(tokens) * stored + kv_traffic_bytes
-    communication = tensor_parallel_communication(model, tokens, gpus, gpu.link_gb_s)
-    return Phase(
-        flops=flops,
-        memory_bytes=memory_bytes,
-        compute_s=flops / peak / gpus,
-        memory_s=memory_bytes / (gpu.bandwidth_gb_s * 1e9) / gpus,
-        communication_s=communication.seconds,
-    )
