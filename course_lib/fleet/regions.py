@@ -5,8 +5,8 @@ other one: `RegionFailover` routes so, and within a region as the router that it
 
 Who knows what: at an outage's `start_s` all replicas of the region are gone, and with them what
 they were serving. Health checks notice it `detection_s` later and take them out of rotation. In
-between the gateway still sends requests there, and each comes back for another try when
-`connect_timeout_s` is over. A router knows only what is in rotation.
+between the gateway still sends requests there, and each comes back for another try when connecting
+has timed out. A router knows only what is in rotation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +19,6 @@ from course_lib.validation import number, whole_number
 #: Three failed health checks ten seconds apart: what Kubernetes' readiness probes do by default,
 #: and the fast checks of Amazon Route 53.
 DETECTION_S = 30.0
-
-#: Envoy's default for connections to a cluster.
-CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,6 @@ class Outage:
         start_s: all its replicas are gone from here on.
         end_s: replicas can be started there again.
         detection_s: after `start_s`, until they leave rotation.
-        connect_timeout_s: until a request that was sent there in the meantime comes back.
 
     Raises:
         ValueError: a time is negative or not a number, or it does not end after its start.
@@ -77,14 +73,12 @@ class Outage:
     start_s: float
     end_s: float
     detection_s: float = DETECTION_S
-    connect_timeout_s: float = CONNECT_TIMEOUT_S
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
         number("start_s", self.start_s, at_least=0)
         number("end_s", self.end_s, above=self.start_s)
         number("detection_s", self.detection_s, at_least=0)
-        number("connect_timeout_s", self.connect_timeout_s, at_least=0)
 
     @property
     def known_s(self) -> float:
