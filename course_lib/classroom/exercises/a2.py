@@ -1,7 +1,7 @@
 """Exercises of notebook A2, the serving edge: buckets, order in the queue, who gets in, quantiles.
 
 The oracles are here, but for that of admission, which is in `a2_admission`. Each also knows the
-usual mistakes; `a2_oracle` finds the one that was made.
+usual mistakes; `suspects` finds the one that was made.
 """
 
 import bisect
@@ -14,17 +14,9 @@ from typing import Any
 
 from course_lib.classroom.checks import Exercise, Mismatch
 from course_lib.classroom.exercises.a2_admission import verify_admission
-from course_lib.classroom.exercises.a2_oracle import (
-    Clock,
-    FullAt,
-    Suspects,
-    difference_of,
-    goes_first,
-    with_article,
-)
-from course_lib.serving.admission_base import (
-    PriorityClass,
-)
+from course_lib.classroom.exercises.a2_oracle import FullAt, goes_first, with_article
+from course_lib.classroom.exercises.suspects import Clock, Suspects, difference_of
+from course_lib.serving.admission_base import PriorityClass
 
 # A2.1
 

@@ -13,13 +13,8 @@ from numbers import Integral
 from typing import Any
 
 from course_lib.classroom.checks import Mismatch
-from course_lib.classroom.exercises.a2_oracle import (
-    Clock,
-    FullAt,
-    Suspects,
-    goes_first,
-    with_article,
-)
+from course_lib.classroom.exercises.a2_oracle import FullAt, goes_first, with_article
+from course_lib.classroom.exercises.suspects import Clock, Suspects
 from course_lib.serving.admission_base import (
     AdmissionBase,
     Arrival,
