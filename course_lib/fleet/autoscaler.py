@@ -80,8 +80,8 @@ class AutoscalerBase(ABC):
         return ScalingDecision(replicas, reason)
 
 
-class GPUAutoscaler:
-    """One up when a signal is high, one down when all are low, nothing inside the cooldown.
+class GPUAutoscalerBase(ABC):
+    """What the simple rule keeps: its limits, the cooldown, and when it changed something last.
 
     Args:
         min_replicas: never fewer; at least 1, since at zero no replica reports metrics.
@@ -109,11 +109,19 @@ class GPUAutoscaler:
             )
         self.cooldown_s = number("cooldown_s", cooldown_s, at_least=0)
         self.clock = clock
-        self._last_change_s: float | None = None
+        self.last_change_s: float | None = None  # None: it has not changed anything yet
 
     def recommend(self, metrics: Mapping[str, float], current_replicas: int) -> int:
         """The number of replicas of `decide`."""
         return self.decide(metrics, current_replicas).replicas
+
+    @abstractmethod
+    def decide(self, metrics: Mapping[str, float], current_replicas: int) -> ScalingDecision:
+        """How many replicas there should be, and why."""
+
+
+class GPUAutoscaler(GPUAutoscalerBase):
+    """One up when a signal is high, one down when all are low, nothing inside the cooldown."""
 
     def decide(self, metrics: Mapping[str, float], current_replicas: int) -> ScalingDecision:
         """Decide once; a decision to change starts the cooldown.
@@ -130,8 +138,8 @@ class GPUAutoscaler:
         current = whole_number("current_replicas", current_replicas, at_least=0)
         step, reason = _wanted_step(_checked(metrics), current)
         now = self.clock()
-        if step and self._last_change_s is not None:
-            passed = now - self._last_change_s
+        if step and self.last_change_s is not None:
+            passed = now - self.last_change_s
             if passed < self.cooldown_s:
                 step = 0
                 reason = (
@@ -144,7 +152,7 @@ class GPUAutoscaler:
         elif replicas < self.min_replicas:
             replicas, reason = self.min_replicas, f"min_replicas {self.min_replicas}; {reason}"
         if replicas != current:
-            self._last_change_s = now
+            self.last_change_s = now
         return ScalingDecision(replicas, reason)
 
 
