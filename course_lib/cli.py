@@ -1,5 +1,6 @@
 """The `course` command: `course --help` lists what it can do."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -159,6 +160,46 @@ def size(
         typer.echo(as_json(report))
     else:
         console.print(as_tables(report))
+
+
+@app.command()
+def calibrate(
+    model: Annotated[Path, typer.Option(help="Checkpoint directory.")] = DEFAULT_MODEL,
+    users: Annotated[int, typer.Option(min=1, help="The largest batch to expect.")] = 32,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(help="2048 or half the model's length if not given.")
+    ] = None,
+    save: Annotated[bool, typer.Option("--save", help="Write it to data/measurements.")] = False,
+) -> None:
+    """Time the engine's steps here, for the fleet simulator."""
+    from course_lib.engine.llm import LLM
+    from course_lib.fleet import calibration as fleet
+
+    try:
+        with console.status(f"loading {model.name}"):
+            engine = LLM(model).llm_engine
+        console.print(f"[dim]{engine}[/]", soft_wrap=True)
+        found = fleet.calibrate(
+            engine, max_users=users, max_prompt_tokens=max_prompt_tokens, show_progress=True
+        )
+    except ValueError as error:
+        console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+        raise typer.Exit(1) from None
+    costs = Table("a step takes", "microseconds", box=None, pad_edge=False)
+    for name, seconds in asdict(found.step_time).items():
+        costs.add_row(name.removesuffix("_s").replace("_", " "), f"{1e6 * seconds:.4g}")
+    errors = Table(
+        "kind", "steps", "measured ms", "predicted ms", "median error", "p95 error",
+        box=None, pad_edge=False,
+    )  # fmt: skip
+    for row in found.errors:
+        errors.add_row(
+            row.kind, str(row.steps), f"{row.measured_ms:.2f}", f"{row.predicted_ms:.2f}",
+            f"{row.median_error:.1%}", f"{row.p95_error:.1%}",
+        )  # fmt: skip
+    console.print(costs, "", errors)
+    if save:
+        console.print(f"wrote {fleet.save_calibration(found)}")
 
 
 @app.command()
