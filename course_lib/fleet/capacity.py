@@ -235,8 +235,9 @@ class Capacity:
         if member.state is State.READY:
             member.enter(State.DRAINING, self.clock.now_s)
             self.owner.log("replica_draining", member.replica.name)
+            member.end_reason = "scaled down"
             self.owner.changed(member)
-            self.leave_if_empty(member, "scaled down")
+            self.leave_if_empty(member)
         elif member.state is State.LOADING and not member.warming_up and self._pool_is_short():
             member.for_standby = True
         else:
@@ -245,11 +246,10 @@ class Capacity:
     def _pool_is_short(self) -> bool:
         return sum(member.for_standby for member in self.members) < self.fleet.warm_pool
 
-    def leave_if_empty(self, member: Member, reason: str = "") -> None:
+    def leave_if_empty(self, member: Member) -> None:
         """A draining replica that has finished goes to the warm pool if that is short, or ends."""
         if member.state is not State.DRAINING or member.replica.requests:
             return
-        member.end_reason = member.end_reason or reason
         if member.end_reason == "scaled down" and self._pool_is_short():
             member.for_standby, member.end_reason = True, ""
             member.enter(State.STANDBY, self.clock.now_s)

@@ -20,7 +20,8 @@ class Rank(IntEnum):
     CAPACITY = 1  # a replica is ready, is taken away, a region goes down or comes back
     REQUEST = 2  # a request moves on its way to a replica
     ARRIVAL = 3  # a request comes in
-    SCRAPE = 4  # metrics are read, autoscalers decide
+    BEGIN = 4  # an idle replica begins a step, with all that have arrived
+    SCRAPE = 5  # metrics are read, autoscalers decide
 
 
 class EventQueue:

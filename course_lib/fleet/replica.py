@@ -226,7 +226,7 @@ class Replica:
     # What happens to it.
 
     def add_request(self, request: SimulatedRequest) -> None:
-        """Queue a request, and begin a step if none runs.
+        """Queue a request. If no step runs, `begin` is to be called when all of this moment are in.
 
         Raises:
             ValueError: it could never finish, however empty the cache.
@@ -234,10 +234,13 @@ class Replica:
         self.settle()
         head = self.scheduler.waiting[0] if self.scheduler.waiting else None
         self.scheduler.add_request(request)
+        if not self._still_blocked(head):
+            self._cut()
+
+    def begin(self) -> None:
+        """Begin a step, if none runs."""
         if self._batch is None:
             self._begin()
-        elif not self._still_blocked(head):
-            self._cut()
 
     def abort(self, request: Request) -> None:
         """End a request from outside; the step that runs is not interrupted."""

@@ -23,7 +23,7 @@ REQUEST_COLUMNS = (
     "index",
     "arrival_s",
     "prompt_tokens",
-    "output_tokens",
+    "output_tokens",  # generated; of one that was rejected, asked for
     "tenant",
     "priority_class",
     "session",

@@ -301,7 +301,7 @@ class Simulation:
         flight.attempt, flight.first_token_s = attempt, None
         flight.delivered_s = self.clock.now_s
         self.log("dispatched", flight.index, member.replica.name)
-        self._watch(member)
+        self._run(member)
 
     def _params_for(self, max_tokens: int) -> SamplingParams:
         if max_tokens not in self._params:
@@ -320,6 +320,18 @@ class Simulation:
             self._enter_gateway(flight)
 
     # A replica's steps.
+
+    def _run(self, member: Member) -> None:
+        """A request was queued: the replica begins a step soon, or the one that runs is cut."""
+        if member.replica.end_s == math.inf:
+            self.queue.plan(self.clock.now_s, Rank.BEGIN, self._begin_step, member)
+        else:
+            self._watch(member)
+
+    def _begin_step(self, member: Member) -> None:
+        if member.state is not State.GONE:
+            member.replica.begin()
+            self._watch(member)
 
     def _watch(self, member: Member) -> None:
         """Have the end of the replica's step in the queue of events."""
@@ -365,7 +377,7 @@ class Simulation:
                 self.log("scheduled", entry.request.request_id, name, entry.num_tokens)
 
     def _finish(self, flight: Flight, member: Member, attempt: Request) -> None:
-        telemetry, tokens = self._telemetry(member), flight.request.output_tokens
+        telemetry, tokens = self._telemetry(member), attempt.num_output_tokens
         telemetry.finished_output_tokens.append(tokens)
         if tokens > 1:
             assert attempt.metrics.tpot_s is not None
@@ -388,7 +400,7 @@ class Simulation:
                 flight.index,
                 flight.arrival_s,
                 request.prompt_tokens,
-                request.output_tokens,
+                attempt.num_output_tokens if attempt else request.output_tokens,
                 request.tenant,
                 request.priority_class,
                 request.session,
@@ -452,7 +464,7 @@ class Simulation:
             member.warming_up.add(request.request_id)
             self.router.remember(prefix, member.replica)
         if member.warming_up:
-            self._watch(member)
+            self._run(member)
         else:
             self._capacity(member).enter_rotation(member)
 
