@@ -236,11 +236,12 @@ class PrefixAwareRouter(RouterBase):
     see what they evict. The idea and the thresholds are those of SGLang's cache-aware router:
 
     1. A replica counts as matching if it was sent more than `cache_threshold` of the prompt; of
-       those with the longest match the least loaded is taken.
+       those with the longest match the least loaded is taken, of equally loaded ones the one that
+       was sent the least: so a new replica that is warmed up gets its share.
     2. It is overloaded if it has more than `balance_abs_threshold` requests above the least loaded
        replica, and more than `balance_rel_threshold` times as many.
-    3. Without a match, or if the match is overloaded, the least loaded replica takes the request;
-       of equally loaded ones the one that was sent the least. So a prefix in demand spreads.
+    3. Without a match, or if the match is overloaded, the least loaded of all replicas takes the
+       request, again by what they were sent. So a prefix in demand spreads.
 
     Args:
         cache_threshold: share of the prompt.
@@ -276,8 +277,7 @@ class PrefixAwareRouter(RouterBase):
         chosen = self._least_loaded(replicas)
         match, names = self._history.longest_match(chunks, {replica.name for replica in replicas})
         if match * self.chunk_tokens > self.cache_threshold * len(request.prompt_token_ids):
-            matching = [replica for replica in replicas if replica.name in names]
-            best = min(matching, key=outstanding)
+            best = self._least_loaded([replica for replica in replicas if replica.name in names])
             if not self._overloaded(outstanding(best), outstanding(chosen)):
                 chosen = best
         self._recent.add(chunks)

@@ -170,6 +170,14 @@ def test_of_equal_matches_the_less_loaded_wins():
     assert router.choose(prompt(1, 2), [a, b, c]) is b
 
 
+def test_of_equal_matches_equally_loaded_the_new_one_wins():
+    router, (a, b) = prefix_router(), fleet(0, 0)
+    for tenant in (1, 2):
+        router.remember(prompt(tenant, tenant).prompt_token_ids, a)
+    router.remember(prompt(1, 1).prompt_token_ids, b)  # warmed up with what is hot
+    assert router.choose(prompt(1, 1, 5), [a, b]) is b
+
+
 def test_a_match_must_be_more_than_the_threshold():
     for own, matches in ((3, True), (4, False)):
         router, (a, b) = prefix_router(cache_threshold=0.5), fleet(1, 0)
