@@ -94,7 +94,7 @@ def _dropdown(label: str, options: list[str], value: str) -> ipywidgets.Dropdown
     return ipywidgets.Dropdown(description=label, options=options, value=value)
 
 
-def _slider(label: str, options: list[int], value: int) -> ipywidgets.SelectionSlider:
+def _slider(label: str, options: Sequence[float], value: float) -> ipywidgets.SelectionSlider:
     return ipywidgets.SelectionSlider(
         description=label, options=options, value=value, continuous_update=False
     )

@@ -23,6 +23,7 @@ from course_lib.classroom.plots.edge import (
     plot_queue,
     plot_token_bucket,
 )
+from course_lib.classroom.plots.fleet import plot_fleet, plot_signals
 from course_lib.classroom.plots.load import plot_latency_over_time
 from course_lib.classroom.plots.paging import (
     plot_block_map,
@@ -30,12 +31,14 @@ from course_lib.classroom.plots.paging import (
     plot_fragmentation,
     plot_prefix_hits,
 )
+from course_lib.classroom.plots.policies import plot_cost, plot_frontier, plot_policies
 from course_lib.classroom.plots.sizing import (
     plot_context_growth,
     plot_gpus_needed,
     plot_memory,
     plot_mig_fits,
 )
+from course_lib.classroom.plots.waits import plot_cold_starts, plot_request_spans
 
 __all__ = [
     "plot_attention_errors",
@@ -43,18 +46,25 @@ __all__ = [
     "plot_block_map",
     "plot_block_maps",
     "plot_block_reads",
+    "plot_cold_starts",
     "plot_context_growth",
+    "plot_cost",
     "plot_decode_times",
+    "plot_fleet",
     "plot_fragmentation",
+    "plot_frontier",
     "plot_gpus_needed",
     "plot_latency_over_time",
     "plot_memory",
     "plot_mig_fits",
     "plot_online_softmax",
     "plot_outcomes",
+    "plot_policies",
     "plot_prefix_hits",
     "plot_queue",
+    "plot_request_spans",
     "plot_request_timeline",
+    "plot_signals",
     "plot_slots",
     "plot_steps",
     "plot_throughput_and_ttft",

@@ -29,13 +29,21 @@ STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def stacked_figure(rows: int, height_ratios: list[float]) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of panels under each other on one x axis, closed so that it is shown once."""
+def stacked_figure(
+    rows: int, height_ratios: list[float], height: float = 4.4
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of panels under each other on one x axis, closed so that it is shown once.
+
+    Args:
+        rows: number of panels.
+        height_ratios: of the panels.
+        height: of the figure, in inches.
+    """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            rows, 1, sharex=True, figsize=(8.4, 4.4), height_ratios=height_ratios
+            rows, 1, sharex=True, figsize=(8.4, height), height_ratios=height_ratios, squeeze=False
         )
-        yield figure, list(axes)
+        yield figure, list(axes[:, 0])
         plt.close(figure)
 
 
