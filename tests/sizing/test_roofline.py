@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from course_lib.sizing.catalog import find_gpu, find_model, gpus, models
 from course_lib.sizing.roofline import (
+    Roofline,
     compute_bound_batch_size,
     compute_precision,
     decode,
@@ -128,3 +129,47 @@ def test_bad_sizes_are_refused_by_name(bad):
         decode(LLAMA_8B, H100, bad, 100)
     with pytest.raises(ValueError, match="gpus must be a whole number"):
         decode(LLAMA_8B, H100, 1, 100, gpus=bad)
+
+
+# Steps that compute prompts and decodes together.
+
+
+def test_a_mixed_step_computes_what_its_parts_compute_and_reads_the_weights_once():
+    roofline = Roofline(LLAMA_8B, H100)
+    chunk = {"prefill_tokens": 512, "prefill_pairs": 512 * 513 // 2, "num_prefills": 1}
+    decodes = {"num_decodes": 8, "context_tokens": 8 * 1000}
+    prompt, others, both = (
+        roofline.step(**chunk),
+        roofline.step(**decodes),
+        roofline.step(**chunk, **decodes),
+    )
+    assert both.flops == pytest.approx(prompt.flops + others.flops)
+    weights = LLAMA_8B.streamed_params(1) * 2
+    assert both.memory_bytes == pytest.approx(prompt.memory_bytes + others.memory_bytes - weights)
+    assert max(prompt.seconds, others.seconds) < both.seconds < prompt.seconds + others.seconds
+
+
+def test_a_later_chunk_reads_the_keys_and_values_of_those_before():
+    roofline = Roofline(LLAMA_8B, H100)
+    first = roofline.step(512, 512 * 513 // 2, 1)
+    later = roofline.step(512, 512 * 3000 + 512 * 513 // 2, 1)
+    kv_bytes = 3000 * LLAMA_8B.kv_bytes_per_token()
+    assert later.memory_bytes - first.memory_bytes == pytest.approx(kv_bytes)
+    assert later.flops > first.flops
+
+
+def test_a_prompt_in_chunks_takes_the_flops_of_the_prompt_at_once_but_for_the_logits():
+    roofline = Roofline(LLAMA_8B, H100)
+    at_once = roofline.step(1000, 1000 * 1001 // 2, 1)
+    halves = [roofline.step(500, 500 * start + 500 * 501 // 2, 1) for start in (0, 500)]
+    extra = sum(half.flops for half in halves) - at_once.flops
+    assert extra == pytest.approx(2 * LLAMA_8B.embedding_params)
+    assert sum(half.seconds for half in halves) > at_once.seconds
+
+
+def test_a_step_of_a_mixture_of_experts_reads_the_experts_of_all_its_tokens():
+    roofline = Roofline(find_model("Mixtral-8x7B"), H100, gpus=4)
+    alone = roofline.step(num_decodes=1, context_tokens=1)
+    many = roofline.step(num_decodes=64, context_tokens=64)
+    assert many.memory_bytes > 3 * alone.memory_bytes
+    assert many.communication_s == 64 * alone.communication_s
