@@ -460,7 +460,10 @@ class Simulation:
                 -1,
                 self.clock.now_s,
             )
-            member.replica.add_request(request)
+            try:
+                member.replica.add_request(request)
+            except ValueError:  # the prompts that begin so are too long for any replica
+                continue
             member.warming_up.add(request.request_id)
             self.router.remember(prefix, member.replica)
         if member.warming_up:
@@ -492,6 +495,9 @@ class Simulation:
 
     def _drop_gone(self) -> None:
         """Health checks have noticed an outage."""
+        for replica in self.rotation:
+            if self.by_name[replica.name].state is State.GONE:
+                self.router.forget(replica.name)  # once more: it was chosen after its end
         self.rotation = [r for r in self.rotation if self.by_name[r.name].state is not State.GONE]
 
     def lost(self, member: Member, requests: list[Request]) -> None:
