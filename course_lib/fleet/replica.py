@@ -117,6 +117,11 @@ def _reply_token(request: Request) -> int:
     return request.reply_token
 
 
+def probe_of(request: RoutedRequest) -> Request:
+    """A request with this prompt, to be matched against prefix caches and never queued."""
+    return Request("probe", request.prompt_token_ids)
+
+
 class Replica:
     """An engine on a virtual clock.
 
@@ -130,6 +135,8 @@ class Replica:
         slowdown: factor on its step times.
         jump: jump over steps alike. None: with the course's own scheduler and block pool only,
             since it is these whose rules are known.
+        probe_of: makes the probe that `cached_tokens` looks up. One that keeps it has the prompt
+            hashed once for all replicas.
     """
 
     def __init__(
@@ -140,10 +147,12 @@ class Replica:
         region: str = "",
         slowdown: float = 1.0,
         jump: bool | None = None,
+        probe_of: Callable[[RoutedRequest], Request] = probe_of,
     ) -> None:
         self.name = name
         self.region = region
         self.clock = clock
+        self.probe_of = probe_of
         self.block_size = spec.block_size
         self.num_blocks = spec.num_blocks
         self.block_pool = spec.block_pool(
@@ -190,8 +199,7 @@ class Replica:
     def cached_tokens(self, request: RoutedRequest) -> int:
         """Tokens of the prompt that the prefix cache holds. Exact, and nothing is changed."""
         self.settle()
-        probe = Request("probe", request.prompt_token_ids)
-        return len(self.block_pool.match_prefix(probe)) * self.block_size
+        return len(self.block_pool.match_prefix(self.probe_of(request))) * self.block_size
 
     @property
     def busy_s(self) -> float:

@@ -24,8 +24,9 @@ from course_lib.engine.sampling_params import SamplingParams
 from course_lib.fleet.capacity import Capacity, Member, State
 from course_lib.fleet.events import EventQueue, Rank
 from course_lib.fleet.regions import Region, Regions
-from course_lib.fleet.replica import Replica, SimulatedRequest, VirtualClock
+from course_lib.fleet.replica import Replica, SimulatedRequest, VirtualClock, probe_of
 from course_lib.fleet.results import SimulationResult
+from course_lib.fleet.router import RoutedRequest
 from course_lib.fleet.spec import FleetSpec
 from course_lib.fleet.telemetry import Telemetry, replica_row
 from course_lib.serving.admission_base import Arrival, EngineLoad
@@ -70,6 +71,7 @@ class Flight:
     """A request on its way, over all its attempts."""
 
     __slots__ = (
+        "_probe",
         "arrival_s",
         "attempt",
         "delivered_s",
@@ -90,11 +92,19 @@ class Flight:
         self.prompt_token_ids: Sequence[int] = content_ids(request, -1 - 2 * index)
         self.arrival_s = request.arrival_s
         self.retries = 0
+        self._probe: Request | None = None
         self.member: Member | None = None
         self.attempt: SimulatedRequest | None = None
         self.delivered_s: float | None = None
         self.first_token_s: float | None = None  # of the attempt that runs
         self.held_since_s: float | None = None  # at the gateway, for want of a replica
+
+    @property
+    def probe(self) -> Request:
+        """Its prompt, to be looked up in prefix caches."""
+        if self._probe is None:
+            self._probe = probe_of(self)
+        return self._probe
 
     # What a router may know, see `RoutedRequest`.
 
@@ -430,6 +440,7 @@ class Simulation:
             region,
             self.fleet.slowdowns.get(number, 1.0),
             self.jump,
+            _kept_probe,
         )
         if self.events is not None:
             replica.observe = self._observe
@@ -566,6 +577,11 @@ class Simulation:
             [_replica_row(member, self.clock.now_s) for member in self.members],
             self.events or [],
         )
+
+
+def _kept_probe(request: RoutedRequest) -> Request:
+    """A probe for prefix caches, made once a request if the router hands on what it was given."""
+    return request.probe if isinstance(request, Flight) else probe_of(request)
 
 
 def _arrival(request: TraceRequest) -> Arrival:

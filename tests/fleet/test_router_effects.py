@@ -19,6 +19,7 @@ from course_lib.fleet.spec import FleetSpec, ReplicaSpec
 from course_lib.fleet.step_time import FittedStepTime
 from course_lib.traces.generators import in_region, merge, shared_prefix_sessions
 from course_lib.traces.trace import Trace, TraceRequest
+from tests.fleet.views import FakeRequest
 
 pytest.importorskip("pandas", reason="tables of results need pandas")
 
@@ -65,6 +66,16 @@ def test_routers_that_know_of_prefixes_beat_those_that_do_not(router, seed):
         theirs = run(other, seed).requests
         assert mine.cached_tokens.sum() > 1.1 * theirs.cached_tokens.sum()
         assert mine.ttft_s.mean() < 0.8 * theirs.ttft_s.mean()
+
+
+def test_a_replica_tells_its_cached_tokens_of_any_view_of_a_request():
+    class Asking(KvAware):
+        """Asks with a copy, which has nothing but what a router may know."""
+
+        def choose(self, request, replicas):
+            return super().choose(FakeRequest(list(request.prompt_token_ids)), replicas)
+
+    assert run(Asking).request_rows == run(KvAware).request_rows
 
 
 def test_a_router_is_made_anew_for_each_run():
