@@ -138,9 +138,9 @@ def test_each_region_has_a_router_of_its_own():
 
 def test_what_is_remembered_and_forgotten_reaches_the_router_of_the_region():
     router = RegionFailover(lambda: PrefixAwareRouter(chunk_tokens=2), ALL)
-    first, second = replicas("west", "west")
+    first, second = replicas("east", "east")
     first.num_running = 5
-    request = FakeRequest((1, 2, 3, 4), region="west")
+    request = FakeRequest((1, 2, 3, 4), region="east")
     router.remember([1, 2, 3, 4], first)
     assert router.choose(request, [first, second]) is first
     router.forget(first.name)
