@@ -57,12 +57,43 @@ class Member:
     version: int = 0  # of the end of its step, as it stands in the queue of events
     planned_end_s: float = float("inf")
     seconds_in: dict[State, float] = field(default_factory=lambda: dict.fromkeys(State, 0.0))
+    busy_s_in: dict[State, float] = field(default_factory=lambda: dict.fromkeys(State, 0.0))
     since_s: float = 0.0  # when it came into its state
+    busy_since_s: float = 0.0  # its engine's busy time by then
 
     def enter(self, state: State, now_s: float) -> None:
         """Change the state, and book the time in the one before."""
+        self._book(now_s)
+        self.state = state
+
+    def _book(self, now_s: float) -> None:
+        busy_s = self.replica.busy_s
         self.seconds_in[self.state] += now_s - self.since_s
-        self.state, self.since_s = state, now_s
+        self.busy_s_in[self.state] += busy_s - self.busy_since_s
+        self.since_s, self.busy_since_s = now_s, busy_s
+
+    def row(self, now_s: float) -> dict[str, Any]:
+        """Its life so far, for `SimulationResult.replicas`."""
+        if self.state is not State.GONE:
+            self._book(now_s)
+        in_rotation = (State.READY, State.DRAINING)
+        serving_s = sum(self.busy_s_in[state] for state in in_rotation)
+        ended_s = now_s if self.ended_s is None else self.ended_s
+        return {
+            "name": self.replica.name,
+            "region": self.replica.region,
+            "market": self.market,
+            "started_s": self.started_s,
+            "ready_s": self.ready_s,
+            "ended_s": self.ended_s,
+            "end_reason": self.end_reason,
+            **{f"{phase}_s": seconds for phase, seconds in self.phases.items()},
+            "serving_s": serving_s,
+            "idle_s": sum(self.seconds_in[state] for state in in_rotation) - serving_s,
+            "loading_s": self.seconds_in[State.LOADING],
+            "standby_s": self.seconds_in[State.STANDBY],
+            "usd": self.usd_per_hour * (ended_s - self.started_s) / 3600,
+        }
 
 
 class Owner(Protocol):

@@ -12,7 +12,6 @@ and back to the gateway when its replica is taken away. Each ends once: finished
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,13 @@ from course_lib.engine.request import Request, RequestStatus
 from course_lib.engine.sampling_params import SamplingParams
 from course_lib.fleet.capacity import Capacity, Member, State
 from course_lib.fleet.events import EventQueue, Rank
+from course_lib.fleet.flight import Flight, kept_probe, load_of
 from course_lib.fleet.regions import Region, Regions
-from course_lib.fleet.replica import Replica, SimulatedRequest, VirtualClock, probe_of
+from course_lib.fleet.replica import Replica, SimulatedRequest, VirtualClock
 from course_lib.fleet.results import SimulationResult
-from course_lib.fleet.router import RoutedRequest
 from course_lib.fleet.spec import FleetSpec
 from course_lib.fleet.telemetry import Telemetry, replica_row
-from course_lib.serving.admission_base import Arrival, EngineLoad
-from course_lib.traces.trace import Trace, TraceRequest, content_ids
+from course_lib.traces.trace import Trace
 from course_lib.validation import number
 
 
@@ -65,63 +63,6 @@ def simulate(
         trace.duration_s if until_s is None else number("until_s", until_s), show_progress
     )
     return simulation.result()
-
-
-class Flight:
-    """A request on its way, over all its attempts."""
-
-    __slots__ = (
-        "_probe",
-        "arrival_s",
-        "attempt",
-        "delivered_s",
-        "first_token_s",
-        "held_since_s",
-        "index",
-        "member",
-        "prompt_token_ids",
-        "request",
-        "request_id",
-        "retries",
-    )
-
-    def __init__(self, index: int, request: TraceRequest) -> None:
-        self.index = index
-        self.request = request
-        self.request_id = str(index)
-        self.prompt_token_ids: Sequence[int] = content_ids(request, -1 - 2 * index)
-        self.arrival_s = request.arrival_s
-        self.retries = 0
-        self._probe: Request | None = None
-        self.member: Member | None = None
-        self.attempt: SimulatedRequest | None = None
-        self.delivered_s: float | None = None
-        self.first_token_s: float | None = None  # of the attempt that runs
-        self.held_since_s: float | None = None  # at the gateway, for want of a replica
-
-    @property
-    def probe(self) -> Request:
-        """Its prompt, to be looked up in prefix caches."""
-        if self._probe is None:
-            self._probe = probe_of(self)
-        return self._probe
-
-    # What a router may know, see `RoutedRequest`.
-
-    @property
-    def session(self) -> str | None:
-        """Of the trace\'s request."""
-        return self.request.session
-
-    @property
-    def tenant(self) -> str:
-        """Of the trace\'s request."""
-        return self.request.tenant
-
-    @property
-    def region(self) -> str | None:
-        """Of the trace\'s request."""
-        return self.request.region
 
 
 class Simulation:
@@ -283,7 +224,8 @@ class Simulation:
         priority = 0
         if self.fleet.admission is not None:
             decision = self._admission[member.replica.name].decide(
-                _arrival(flight.request), _load(member.replica, flight.request, self.clock.now_s)
+                flight.arrival,
+                load_of(member.replica, flight.request.priority_class, self.clock.now_s),
             )
             if not decision.admitted:
                 self._reject(flight, decision.reason)
@@ -403,30 +345,7 @@ class Simulation:
     def _end(self, flight: Flight, status: str, reason: str) -> None:
         """A request's row; it is in no queue any more."""
         self.num_unfinished -= 1
-        request, attempt = flight.request, flight.attempt
-        served = attempt.metrics if attempt is not None else None
-        self.request_rows.append(
-            (
-                flight.index,
-                flight.arrival_s,
-                request.prompt_tokens,
-                attempt.num_output_tokens if attempt else request.output_tokens,
-                request.tenant,
-                request.priority_class,
-                request.session,
-                request.region,
-                status,
-                reason,
-                flight.member.replica.name if flight.member else None,
-                flight.delivered_s if served else None,
-                served.first_scheduled_time if served else None,
-                flight.first_token_s if served else None,
-                served.finished_time if served else None,
-                attempt.num_cached_tokens if attempt else 0,
-                served.num_preemptions if served else 0,
-                flight.retries,
-            )
-        )
+        self.request_rows.append(flight.row(status, reason))
 
     # Replicas that come and go.
 
@@ -440,7 +359,7 @@ class Simulation:
             region,
             self.fleet.slowdowns.get(number, 1.0),
             self.jump,
-            _kept_probe,
+            kept_probe,
         )
         if self.events is not None:
             replica.observe = self._observe
@@ -574,59 +493,6 @@ class Simulation:
             self.timeline_rows,
             self.replica_timeline_rows,
             self.decision_rows,
-            [_replica_row(member, self.clock.now_s) for member in self.members],
+            [member.row(self.clock.now_s) for member in self.members],
             self.events or [],
         )
-
-
-def _kept_probe(request: RoutedRequest) -> Request:
-    """A probe for prefix caches, made once a request if the router hands on what it was given."""
-    return request.probe if isinstance(request, Flight) else probe_of(request)
-
-
-def _arrival(request: TraceRequest) -> Arrival:
-    return Arrival(
-        request.tenant, request.priority_class, request.prompt_tokens, request.output_tokens
-    )
-
-
-def _load(replica: Replica, request: TraceRequest, now_s: float) -> EngineLoad:
-    """How busy the replica is for a request of that class, as the server counts."""
-    scheduler = replica.scheduler
-    waiting: Sequence[Request] = scheduler.waiting
-    arrivals = [r.metrics.arrival_time for r in waiting if r.status is RequestStatus.WAITING]
-    if request.priority_class == "batch":
-        waiting = [r for r in waiting if r.flight.request.priority_class == "batch"]  # type: ignore[attr-defined]
-    return EngineLoad(
-        num_running=len(scheduler.running),
-        max_num_seqs=scheduler.max_num_seqs,
-        num_waiting=len(waiting),
-        num_waiting_tokens=sum(r.num_prompt_tokens for r in waiting),
-        oldest_waiting_age_s=now_s - min(arrivals, default=now_s),
-        kv_cache_usage=replica.kv_cache_usage,
-    )
-
-
-def _replica_row(member: Member, now_s: float) -> dict[str, Any]:
-    """The life of a replica."""
-    ended_s = now_s if member.ended_s is None else member.ended_s
-    seconds = dict(member.seconds_in)
-    seconds[member.state] += max(0.0, now_s - member.since_s)
-    busy_s = member.replica.busy_s
-    in_rotation_s = seconds[State.READY] + seconds[State.DRAINING]
-    warm_up_s = max(0.0, busy_s - in_rotation_s)  # computing prefixes before it was ready
-    return {
-        "name": member.replica.name,
-        "region": member.replica.region,
-        "market": member.market,
-        "started_s": member.started_s,
-        "ready_s": member.ready_s,
-        "ended_s": member.ended_s,
-        "end_reason": member.end_reason,
-        **{f"{phase}_s": seconds_ for phase, seconds_ in member.phases.items()},
-        "serving_s": busy_s - warm_up_s,
-        "idle_s": in_rotation_s - busy_s + warm_up_s,
-        "loading_s": seconds[State.LOADING],
-        "standby_s": seconds[State.STANDBY],
-        "usd": member.usd_per_hour * (ended_s - member.started_s) / 3600,
-    }
