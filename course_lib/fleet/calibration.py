@@ -8,7 +8,6 @@ any engine on any device: the time of a step is what passes until its tokens are
 `course calibrate --save` records one, and `load_calibration` reads it back.
 """
 
-import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -47,9 +46,13 @@ ENGINE_ARGUMENTS = (
     "enable_prefix_caching",
 )
 
-#: Requests that are sent for each size of batch: enough of the small ones too.
-REQUESTS_AT_LEAST = 8
-REQUESTS_PER_USER = 3
+#: Requests that are sent in each pass: enough in small batches too.
+REQUESTS_AT_LEAST = 3
+REQUESTS_PER_USER = 1
+
+#: Short prompts are at most such a part of the longest.
+SHORT = 4
+
 REPLY_TOKENS = (4, 48)
 
 #: Kinds of steps whose errors are told apart, in the order in which they are looked for.
@@ -106,6 +109,25 @@ class Calibration:
         return self.replica.step_time
 
 
+class ComputingClock:
+    """Seconds that this thread has computed, for an engine whose machine others use too.
+
+    On a CPU of its own, in one thread, an engine that is never idle sees no difference to a
+    wall clock. A GPU's work does not count here, so there it is of no use.
+    """
+
+    def __init__(self) -> None:
+        self._slept_s = 0.0
+
+    def __call__(self) -> float:
+        """Now."""
+        return time.thread_time() + self._slept_s
+
+    def sleep(self, seconds: float) -> None:
+        """Let so much time pass at once."""
+        self._slept_s += seconds
+
+
 class _Timer:
     """An executor that notes the work of each step; `steps` has their times too."""
 
@@ -130,17 +152,27 @@ class _Timer:
     def step(self, began_s: float) -> list[RequestMetrics]:
         """Of the requests that ended. What the caller did since `began_s` is the step's too."""
         outputs = self.engine.step()
-        self.steps.append((self._work, time.perf_counter() - began_s))
+        self.steps.append((self._work, self.engine.clock() - began_s))
         return [o.metrics for o in outputs if o.finished and o.metrics is not None]
 
 
 def replay(
-    engine: LLMEngine, trace: Trace, *, show_progress: bool = False
+    engine: LLMEngine,
+    trace: Trace,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    show_progress: bool = False,
 ) -> tuple[list[RequestMetrics], list[Sample]]:
     """Run a trace on the engine, each request added when its time has come.
 
     Replies have the length that the trace says. Prompts are spelled out before the clock starts,
     and the prefix cache is emptied.
+
+    Args:
+        engine: any; it must be idle.
+        trace: the requests.
+        sleep: waits for the next arrival by the engine's clock.
+        show_progress: a bar.
 
     Returns:
         The timelines of the requests in the order of their ends, in seconds of the engine's clock
@@ -161,8 +193,8 @@ def replay(
     with progress, _Timer(engine) as timer:
         added = 0
         while len(finished) < len(coming):
-            began_s = time.perf_counter()
-            now_s = engine.clock() - start_s
+            began_s = engine.clock()
+            now_s = began_s - start_s
             while added < len(coming) and coming[added][0] <= now_s:
                 arrival_s, prompt, params = coming[added]
                 engine.add_request(str(added), prompt, params, arrival_time=start_s + arrival_s)
@@ -172,7 +204,7 @@ def replay(
                 finished += ended
                 progress.update(len(ended))
             else:
-                time.sleep(max(0.0, coming[added][0] - now_s))
+                sleep(max(0.0, coming[added][0] - now_s))
     return [_since(metrics, start_s) for metrics in finished], timer.steps
 
 
@@ -187,8 +219,9 @@ def calibrate(
     """Time steps of all kinds, and fit step times to them.
 
     One user, then 2, 4 and so on up to `max_users` send a prompt as soon as their last reply has
-    ended, so that batches of all sizes occur, with prompts and without. Lengths of prompts are
-    log-uniform. The engine is warmed up before, since a first use takes longer.
+    ended, so that batches of all sizes occur, with prompts and without. At each number of users
+    prompts are first short, then long: together, the attention of a CPU would pad the short ones.
+    The engine is warmed up before, since a first use takes longer.
 
     Args:
         engine: any; it must be idle.
@@ -210,29 +243,37 @@ def calibrate(
         )
     rng = random.Random(seed)
     levels = sorted({min(2**n, max_users) for n in range(max_users.bit_length() + 1)})
-    counts = [REQUESTS_AT_LEAST + REQUESTS_PER_USER * users for users in levels]
+    short, long = (2, max(2, longest // SHORT)), (max(2, longest // SHORT), longest)
+    passes = [
+        (users, REQUESTS_AT_LEAST + REQUESTS_PER_USER * users, lengths)
+        for users in levels
+        for lengths in (short, short, long)
+    ]
     engine.scheduler.reset_prefix_cache()
-    progress = tqdm(total=sum(counts), unit="request", disable=not show_progress, leave=False)
+    total = sum(count for _, count, _ in passes)
+    progress = tqdm(total=total, unit="request", disable=not show_progress, leave=False)
     with progress, _Timer(engine) as timer:
         for users in (max_users, 1):
-            _send(timer, users, users + 3, rng, longest)
+            _send(timer, users, users + 3, (2, longest), rng)
         timer.steps.clear()
-        for users, count in zip(levels, counts, strict=True):
-            _send(timer, users, count, rng, longest)
+        for users, count, lengths in passes:
+            _send(timer, users, count, lengths, rng)
             progress.update(count)
     return _fit(engine, timer.steps)
 
 
-def _send(timer: _Timer, users: int, count: int, rng: random.Random, longest: int) -> None:
+def _send(
+    timer: _Timer, users: int, count: int, prompt_tokens: tuple[int, int], rng: random.Random
+) -> None:
     """So many requests of users who wait for each reply before they send the next prompt."""
     engine = timer.engine
     added = ended = 0
     while ended < count:
-        began_s = time.perf_counter()
+        began_s = engine.clock()
         while added < min(ended + users, count):
-            prompt_tokens = round(math.exp(rng.uniform(math.log(2), math.log(longest))))
-            prompt = rng.choices(range(engine.model_config.vocab_size), k=prompt_tokens)
-            room = engine.max_model_len - prompt_tokens
+            length = rng.randint(*prompt_tokens)
+            prompt = rng.choices(range(engine.model_config.vocab_size), k=length)
+            room = engine.max_model_len - length
             params = _exactly(min(rng.randint(*REPLY_TOKENS), room))
             engine.add_request(str(added), prompt, params)
             added += 1

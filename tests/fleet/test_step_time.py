@@ -136,6 +136,41 @@ def test_noise_moves_the_fit_little_and_pauses_do_not():
         assert found.seconds(work) == pytest.approx(KNOWN.seconds(work), rel=0.03)
 
 
+def test_a_fit_is_right_on_average_under_noise_though_pauses_are_left_out():
+    rng = np.random.default_rng(0)
+    works = list(steps(3000))
+    noise = rng.gamma(25, 1 / 25, 3000)  # of mean 1, standard deviation 0.2
+    pauses = np.where(rng.random(3000) < 0.03, 20.0, 1.0)
+    samples = [(w, KNOWN.seconds(w) * n * p) for w, n, p in zip(works, noise, pauses, strict=True)]
+    found = FittedStepTime.fit(samples)
+    ratios = [found.seconds(work) / KNOWN.seconds(work) for work in works]
+    assert np.mean(ratios) == pytest.approx(1, abs=0.015)
+    assert np.abs(np.array(ratios) - 1).max() < 0.1
+
+
+def test_coefficients_are_those_of_scipys_non_negative_least_squares():
+    nnls = pytest.importorskip("scipy.optimize").nnls
+    rng = np.random.default_rng(1)
+    works = list(steps(400))
+    truth = FittedStepTime(4e-3, 0, 1e-4, 0, 0, 2e-4, 0)  # so that others want to be negative
+    seconds = np.array([truth.seconds(work) * rng.uniform(0.9, 1.1) for work in works])
+    found = FittedStepTime.fit(list(zip(works, seconds.tolist(), strict=True)))
+    # The fit ends when its weights are those of its own predictions.
+    weights = 1 / np.array([found.seconds(work) for work in works])
+    features = np.array(
+        [
+            [1, w.prefill_tokens + w.num_decodes > 1, w.prefill_tokens, w.prefill_pairs,
+             w.num_prefills, w.num_decodes, w.context_tokens]
+            for w in works
+        ]
+    )  # fmt: skip
+    scale = features.max(axis=0)
+    expected = nnls(features / scale * weights[:, None], seconds * weights)[0]
+    predicted = features @ (expected / scale)
+    assert predicted.tolist() == pytest.approx([found.seconds(w) for w in works], rel=1e-3)
+    assert min(expected) == 0
+
+
 def test_no_coefficient_is_below_0_though_the_times_ask_for_it():
     """Steps that take less the more context there is: it is left out, the mean stays right."""
     samples = [

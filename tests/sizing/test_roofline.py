@@ -173,3 +173,12 @@ def test_a_step_of_a_mixture_of_experts_reads_the_experts_of_all_its_tokens():
     many = roofline.step(num_decodes=64, context_tokens=64)
     assert many.memory_bytes > 3 * alone.memory_bytes
     assert many.communication_s == 64 * alone.communication_s
+
+
+def test_what_several_chunks_read_is_never_counted_higher_than_it_is():
+    """Of prompts of unlike lengths, no token was computed before, so none of them is read."""
+    pairs = 1000 * 1001 // 2 + 2 * 3 // 2
+    step = Roofline(LLAMA_8B, H100).step(1002, pairs, 2)
+    written = 1002 * LLAMA_8B.kv_bytes_per_token()
+    weights = 2 * (LLAMA_8B.total_params - LLAMA_8B.embedding_params)
+    assert step.memory_bytes == pytest.approx(weights + written)
