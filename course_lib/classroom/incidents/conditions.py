@@ -222,7 +222,7 @@ def _cold_replica(m: _Maker) -> Condition:
         waited_s = min(request.dispatched_s, replica.ready_s) - max(
             request.arrival_s, replica.started_s
         )
-        return waited_s > 0.6 * request.ttft_s
+        return waited_s > 0.6 * request.ttft_s and turns_before(request, run) <= 1
 
     return m.condition("cold_replica", fits, scaling=scaling, initial_replicas=1)
 
@@ -337,12 +337,8 @@ def _flapping(m: _Maker) -> Condition:
     scaling = Scaling(1, 4, per_replica=0.7 * m.seats, down_window=0)
 
     def fits(request: RequestLog, run: FleetRun) -> bool:
-        since_s = request.arrival_s - SCRAPES_BEFORE * m.scrape_s
-        seen = [d for d in run.decisions if since_s < d.time_s < request.first_token_s]
-        ups = [decision.wanted > decision.current for decision in seen]
-        turns = sum(now != then for then, now in pairwise(ups))
-        down = any(d.wanted < d.current and d.time_s < request.arrival_s for d in seen)
-        return turns >= 2 and down and before_first_token(request) > 0.6
+        down = any(d.wanted < d.current and d.time_s < request.arrival_s for d in run.decisions)
+        return turns_before(request, run) >= 2 and down and before_first_token(request) > 0.6
 
     return m.condition("flapping", fits, scaling=scaling, initial_replicas=1, slow_s=0.6 * m.unit_s)
 
@@ -415,6 +411,13 @@ def queued(share: float) -> Callable[[RequestLog, FleetRun], bool]:
 def before_first_token(request: RequestLog) -> float:
     """Share of the TTFT after the gateway."""
     return (request.first_token_s - request.dispatched_s) / request.ttft_s
+
+
+def turns_before(request: RequestLog, run: FleetRun) -> int:
+    """How often the autoscaler turned round, as far as a record goes back."""
+    since_s = request.arrival_s - SCRAPES_BEFORE * run.settings.scrape_interval_s
+    seen = [d for d in run.decisions if since_s < d.time_s < request.first_token_s]
+    return sum(now != then for then, now in pairwise(d.wanted > d.current for d in seen))
 
 
 def preempted_near(request: RequestLog, run: FleetRun) -> float:
