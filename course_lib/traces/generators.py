@@ -28,6 +28,9 @@ DAY_S = 86_400.0
 #: More would not fit the memory of a small machine, so a unit was mistaken.
 MAX_REQUESTS = 10_000_000
 
+#: Contents of sessions are numbered from `seed << 32`, which has to fit 64 bits.
+MAX_SEED = 2**31 - 1
+
 #: Noise of `diurnal` changes so often in a day: every quarter of an hour.
 NOISE_STEPS = 96
 
@@ -400,7 +403,8 @@ def in_region(trace: Trace, region: str) -> Trace:
 
 def _rng(seed: int, what: str) -> np.random.Generator:
     """A stream of random numbers for each purpose, so that one does not shift another."""
-    return np.random.default_rng([whole_number("seed", seed, at_least=0), *what.encode()])
+    whole_number("seed", seed, at_least=0, at_most=MAX_SEED)
+    return np.random.default_rng([seed, *what.encode()])
 
 
 def _check_count(count: float) -> None:

@@ -324,3 +324,11 @@ def test_a_region_is_all_that_is_changed():
 def test_what_makes_no_sense_is_refused_by_name(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_a_seed_whose_contents_no_hash_could_take_is_refused() -> None:
+    with pytest.raises(ValueError, match="seed must be a whole number from 0 to 2147483647"):
+        steady(1, 10, seed=2**40)
+    sessions = {"session_rate_per_s": 5, "duration_s": 2}
+    trace = shared_prefix_sessions(**sessions, seed=2**31 - 1)
+    assert all(s.content < 2**63 for request in trace.requests for s in request.segments)
