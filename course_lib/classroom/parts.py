@@ -31,9 +31,11 @@ class Part:
 PARTS = (
     Part("scheduler", "course_lib.engine.scheduler:Scheduler", "A1"),
     Part("admission", "course_lib.serving.admission:AdmissionPolicy", "A2"),
+    Part("autoscaler", "course_lib.fleet.proportional:ProportionalAutoscaler", "A3"),
     Part("sizing", "course_lib.sizing.memory:estimate_gpu_requirements", "B1"),
     Part("block_pool", "course_lib.engine.block_pool:BlockPool", "B2"),
     Part("paged_attention", "kernels.paged_attention:paged_attention", "B3"),
+    Part("diagnose", "course_lib.classroom.diagnosis:diagnose", "C1"),
 )
 
 

@@ -1,0 +1,92 @@
+"""The checks of A3 name the mistake, and what they let pass runs a fleet in the simulator."""
+
+import random
+
+import pytest
+
+from course_lib.classroom.checks import CheckFailed, check
+from course_lib.classroom.exercises import a3
+from course_lib.classroom.parts import load_object
+from tests.classroom import answers_a3 as answers
+
+HINTS = [
+    ("A3.1", answers.SignalsAtTheLimit, "at its limit is not above it"),
+    ("A3.1", answers.QueueAndCacheOnly, "TTFT is a signal"),
+    ("A3.1", answers.NoCache, "The KV cache is a signal"),
+    ("A3.1", answers.AllSignals, "One high signal is enough"),
+    ("A3.1", answers.DownWhenNobodyWaits, "takes all three"),
+    ("A3.1", answers.QuietFirst, "high signals first"),
+    ("A3.1", answers.NoCooldown, "remember self.last_change_s"),
+    ("A3.1", answers.CooldownTooLong, "is over when"),
+    ("A3.1", answers.CooldownDownOnly, "both directions"),
+    ("A3.1", answers.CooldownSinceALook, "not from the last decision"),
+    ("A3.1", answers.CooldownSinceAWish, "so no cooldown begins"),
+    ("A3.1", answers.CooldownFromTheStart, "Before the first change"),
+    ("A3.1", answers.NoLimits, "Last of all"),
+    ("A3.1", answers.NoMaximum, "Never more than"),
+    ("A3.1", answers.RealTimeRule, "Ask self.clock()"),
+    ("A3.1", answers.TwoAtOnce, "one replica at a time"),
+    ("A3.1", answers.NumberAlone, "Return ScalingDecision"),
+    ("A3.1", answers.NoReason, "Say why"),
+    ("A3.2", answers.load_waiting_only, "Waiting alone is the trap"),
+    ("A3.2", answers.load_running_only, "Those who wait"),
+    ("A3.2", answers.load_without_cache, "The KV cache is a load as well"),
+    ("A3.2", answers.load_cache_of_all, "mean over the ready replicas"),
+    ("A3.2", answers.load_summed, "not the sum"),
+    ("A3.2", answers.load_without_tolerance, "Within the tolerance"),
+    ("A3.2", answers.load_rounded_down, "Round up"),
+    ("A3.2", answers.load_one_more, "but not beyond"),
+    ("A3.2", answers.load_one_step, "not one more or one fewer"),
+    ("A3.2", answers.load_divides_by_zero, "With 0 replicas"),
+    ("A3.3", answers.NoWindow, "look back"),
+    ("A3.3", answers.CooldownWindow, "This is a cooldown"),
+    ("A3.3", answers.LowestOfTheWindow, "The highest recommendation"),
+    ("A3.3", answers.DelaysGoingUp, "Up without delay"),
+    ("A3.3", answers.ForgetsGoingUp, "Remember each recommendation"),
+    ("A3.3", answers.RemembersResults, "not what you returned"),
+    ("A3.3", answers.NeverForgets, "no longer counts"),
+    ("A3.3", answers.KeepsOneTooOld, "as old as window_s"),
+    ("A3.3", answers.LastFive, "The window is a time"),
+    ("A3.3", answers.BeyondCurrent, "never return more than current_replicas"),
+    ("A3.3", answers.RealTimeWindow, "Ask self.clock()"),
+    ("A3.4", answers.WaitingOnly, "Waiting alone is the trap"),
+    ("A3.4", answers.NoCacheAtAll, "The KV cache is a load as well"),
+    ("A3.4", answers.CacheOfAll, "mean over the ready replicas"),
+    ("A3.4", answers.OneStepAtATime, "not one more or one fewer"),
+    ("A3.4", answers.NeverMissing, "is not 0"),
+    ("A3.4", answers.HoldsWhenMissing, "may still ask for more"),
+    ("A3.4", answers.AutoscalerWithoutWindow, "look back"),
+    ("A3.4", answers.AutoscalerWithACooldown, "no cooldown any more"),
+    ("A3.4", answers.AutoscalerThatDelaysGoingUp, "Up without delay"),
+    ("A3.4", answers.AutoscalerThatForgets, "Remember each recommendation"),
+    ("A3.4", answers.AutoscalerWithoutLimits, "Last of all"),
+    ("A3.4", answers.AutoscalerWithoutMaximum, "Never more than"),
+    ("A3.4", answers.AutoscalerInRealTime, "self.clock"),
+    ("A3.4", answers.AutoscalerThatReads, "metrics.get(name, 0.0)"),
+    ("A3.4", answers.AutoscalerOfNumbers, "Return ScalingDecision"),
+]
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer", "hint"), HINTS, ids=lambda v: getattr(v, "__name__", "")
+)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_mistake_gets_the_hint_that_fits_it(exercise, answer, hint: str, seed: int) -> None:
+    with pytest.raises(CheckFailed) as failure:
+        check(exercise, answer, seed=seed)
+    (shown,) = [line for line in str(failure.value).splitlines() if line.startswith("Hint: ")]
+    assert hint in shown
+
+
+def test_the_courses_own_versions_keep_the_rules_that_the_checks_ask_for() -> None:
+    for seed in range(5):
+        for exercise in a3.EXERCISES:
+            exercise.verify(load_object(exercise.reference), random.Random(seed))
+
+
+def test_the_message_names_the_moment_the_metrics_and_the_limits() -> None:
+    with pytest.raises(CheckFailed) as failure:
+        check("A3.1", answers.TwoAtOnce, seed=1)
+    difference = str(failure.value).splitlines()[1]
+    assert "num_requests_waiting=" in difference and "cooldown_s=" in difference
+    assert "replicas, got" in difference
