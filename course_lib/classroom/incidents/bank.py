@@ -10,6 +10,7 @@ import gzip
 import json
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,11 @@ def load(split: str, directory: Path = INCIDENTS_DIR) -> list[Case]:
             Case(from_json(case["incident"]), case["cause"], source) for case in stored["cases"]
         ]
     random.Random(split).shuffle(cases)
-    return cases
+    name = split.replace("_", "-")
+    return [
+        replace(case, incident=replace(case.incident, name=f"{name} incident {number}"))
+        for number, case in enumerate(cases, start=1)
+    ]
 
 
 def save(
@@ -69,7 +74,7 @@ def fresh(
 ) -> Iterator[Case]:
     """A new incident of each cause, simulated."""
     for cause in causes:
-        (case,) = _cases("simulator", cause, rng, held_out, 1, f"fresh {cause}")
+        (case,) = _cases("simulator", cause, rng, held_out, 1)
         yield case
 
 
@@ -86,14 +91,12 @@ def record(source: str, cause: str, held_out: bool, count: int, each: int = 1) -
     rng = random.Random(f"{source}/{cause}/{held_out}")
     made = 0
     while made < count:
-        for case in _cases(source, cause, rng, held_out, min(each, count - made), cause):
+        for case in _cases(source, cause, rng, held_out, min(each, count - made)):
             made += 1
             yield case
 
 
-def _cases(
-    source: str, cause: str, rng: random.Random, held_out: bool, count: int, name: str
-) -> list[Case]:
+def _cases(source: str, cause: str, rng: random.Random, held_out: bool, count: int) -> list[Case]:
     for _ in range(ATTEMPTS):
         if source == "simulator":
             gpu = draw_gpu(rng, held_out)
@@ -106,5 +109,5 @@ def _cases(
             run = run_real(condition, rng.getrandbits(32))
         chosen = choose(condition, run, rng, count)
         if chosen:
-            return [Case(cut(run, request, name), cause, source) for request in chosen]
+            return [Case(cut(run, request, "new incident"), cause, source) for request in chosen]
     raise RuntimeError(f"{ATTEMPTS} conditions of {cause!r} in a row made no request slow")
