@@ -52,7 +52,8 @@ def tpot_ratio(incident: Incident) -> float:
 
     1.0 if one of the two has no reply of two tokens or more.
     """
-    here, elsewhere = [], []
+    here: list[float] = []
+    elsewhere: list[float] = []
     for line in incident.neighbours:
         if line.tpot_s is not None:
             (here if line.replica == incident.request.replica else elsewhere).append(line.tpot_s)
