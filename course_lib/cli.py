@@ -1,5 +1,6 @@
 """The `course` command: `course --help` lists what it can do."""
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -169,15 +170,24 @@ def calibrate(
     max_prompt_tokens: Annotated[
         int | None, typer.Option(help="2048 or half the model's length if not given.")
     ] = None,
+    computing_time: Annotated[
+        bool,
+        typer.Option(
+            "--computing-time", help="Where others use the CPU: count what the thread computes."
+        ),
+    ] = False,
     save: Annotated[bool, typer.Option("--save", help="Write it to data/measurements.")] = False,
 ) -> None:
     """Time the engine's steps here, for the fleet simulator."""
-    from course_lib.engine.llm import LLM
+    from course_lib.engine.config import EngineConfig
+    from course_lib.engine.engine import LLMEngine
     from course_lib.fleet import calibration as fleet
+
+    clock = fleet.ComputingClock() if computing_time else time.monotonic
 
     try:
         with console.status(f"loading {model.name}"):
-            engine = LLM(model).llm_engine
+            engine = LLMEngine(EngineConfig(model), clock=clock)
         console.print(f"[dim]{engine}[/]", soft_wrap=True)
         found = fleet.calibrate(
             engine, max_users=users, max_prompt_tokens=max_prompt_tokens, show_progress=True

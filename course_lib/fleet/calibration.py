@@ -9,6 +9,7 @@ any engine on any device: the time of a step is what passes until its tokens are
 """
 
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -353,7 +354,9 @@ def save_calibration(calibration: Calibration, directory: Path = MEASUREMENTS_DI
         {"part": "coefficients", **asdict(calibration.step_time)},
         *({"part": "errors", **asdict(errors)} for errors in calibration.errors),
     ]
-    return save_measurement(measured_here("calibration", rows), calibration.model, directory)
+    measurement = measured_here("calibration", rows)
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])  # wherever it is installed
+    return save_measurement(replace(measurement, command=command), calibration.model, directory)
 
 
 def load_calibration(

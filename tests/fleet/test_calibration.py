@@ -70,7 +70,8 @@ def test_a_replay_is_the_trace_on_the_engine(engine, clock):
 def test_a_replay_leaves_the_engine_as_it_was(engine, clock):
     executor = engine.executor
     first, again = (replay(engine, TRACE, sleep=clock.sleep)[1] for _ in range(2))
-    assert [work for work, _ in first] == [work for work, _ in again]  # the cache was emptied
+    assert [work for work, _ in first] == [work for work, _ in again]
+    assert again[0][0].prefill_tokens == 100  # the cache was emptied
     assert engine.executor is executor
     too_long = Trace("long", (TraceRequest(0.0, 20, 2), TraceRequest(0.0, 600, 2)))
     with pytest.raises(ValueError, match="prompt of 600 tokens"):
