@@ -17,6 +17,14 @@ def test_the_cache_holds_what_weights_and_activations_leave():
     assert spec.max_model_len == 4096
 
 
+def test_the_engine_may_be_given_less_of_the_memory():
+    usual, half = (
+        replica_on("Llama-3-8B", "H100_80GB", gpu_memory_utilization=share).num_blocks
+        for share in (0.9, 0.5)
+    )
+    assert usual - half == pytest.approx(0.4 * 80e9 / (131_072 * 16), abs=1)
+
+
 def test_the_longest_sequence_is_the_models_own_if_none_is_given():
     assert replica_on("Llama-3-8B", "H100_80GB").max_model_len == 8192
 
@@ -47,6 +55,10 @@ def test_steps_take_what_the_roofline_says_unless_efficiencies_say_otherwise():
         "Llama-3-8B", "H100_80GB", overhead_s=1e-3, bandwidth_efficiency=0.5
     ).step_time.seconds(work)
     assert real == pytest.approx(2 * floor + 1e-3)
+    prompt = StepWork(prefill_tokens=4096, prefill_pairs=4096 * 4097 // 2, num_prefills=1)
+    floor = replica_on("Llama-3-8B", "H100_80GB").step_time.seconds(prompt)
+    real = replica_on("Llama-3-8B", "H100_80GB", compute_efficiency=0.5).step_time.seconds(prompt)
+    assert real == pytest.approx(2 * floor)
 
 
 def test_arguments_of_the_engine_reach_the_spec():
