@@ -62,14 +62,15 @@ class BlockPool(BlockPoolBase):
         """
         num_cached_tokens = len(prefix_blocks) * self.block_size
         num_tokens = request.num_computed_tokens + num_cached_tokens + num_new_tokens
-        if self._num_missing_blocks(request, num_tokens, prefix_blocks) > self.num_free_blocks:
-            return False
-        for block in prefix_blocks:
-            self._take_back(block)
-        request.block_ids.extend(prefix_blocks)
-        request.num_final_blocks += len(prefix_blocks)
-        while len(request.block_ids) * self.block_size < num_tokens:
-            request.block_ids.append(self._take_free_block())
+        if prefix_blocks or num_tokens > len(request.block_ids) * self.block_size:
+            if self._num_missing_blocks(request, num_tokens, prefix_blocks) > self.num_free_blocks:
+                return False
+            for block in prefix_blocks:
+                self._take_back(block)
+            request.block_ids.extend(prefix_blocks)
+            request.num_final_blocks += len(prefix_blocks)
+            while len(request.block_ids) * self.block_size < num_tokens:
+                request.block_ids.append(self._take_free_block())
         if self.enable_prefix_caching:
             self._cache_full_blocks(request, num_tokens)
         return True
@@ -122,6 +123,8 @@ class BlockPool(BlockPoolBase):
         block whose contents another block has already stays private: duplicates are not merged.
         """
         num_full_blocks = min(num_tokens, request.num_tokens) // self.block_size
+        if num_full_blocks == request.num_final_blocks:
+            return
         hashes = self.hashes_of(request, num_full_blocks)
         for index in range(request.num_final_blocks, num_full_blocks):
             block, block_hash = request.block_ids[index], hashes[index]

@@ -26,10 +26,8 @@ def hash_block(
         token_ids: the block's tokens.
         extra_keys: what else changes the contents or must keep tenants apart: LoRA name, salt.
     """
-    digest = hashlib.blake2b(parent_hash, digest_size=32)
-    digest.update(array("q", token_ids).tobytes())
-    digest.update(repr(extra_keys).encode())
-    return digest.digest()
+    content = parent_hash + array("q", token_ids).tobytes() + repr(extra_keys).encode()
+    return hashlib.blake2b(content, digest_size=32).digest()
 
 
 class BlockPoolBase:
@@ -105,10 +103,10 @@ class BlockPoolBase:
 
     def hashes_of(self, request: Request, num_blocks: int) -> list[bytes]:
         """Hashes of the request's first `num_blocks` blocks, each computed once in its life."""
+        hashes, size = request.block_hashes, self.block_size
         extra_keys = (request.lora_name, request.cache_salt)
-        for index in range(len(request.block_hashes), num_blocks):
-            parent = request.block_hashes[-1] if request.block_hashes else b""
-            start = index * self.block_size
-            tokens = request.token_ids[start : start + self.block_size]
-            request.block_hashes.append(hash_block(parent, tokens, extra_keys))
-        return request.block_hashes[:num_blocks]
+        parent = hashes[-1] if hashes else b""
+        for start in range(len(hashes) * size, num_blocks * size, size):
+            parent = hash_block(parent, request.token_ids[start : start + size], extra_keys)
+            hashes.append(parent)
+        return hashes[:num_blocks]

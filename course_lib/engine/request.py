@@ -25,16 +25,12 @@ class RequestStatus(Enum):
     LENGTH = "length"  # max_tokens or max_model_len
     ABORTED = "abort"
 
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more will come."""
-        return self.finish_reason is not None
+    finished: bool  # nothing more will come
+    finish_reason: str | None  # vLLM's and OpenAI's name of the end, None while there is none
 
-    @property
-    def finish_reason(self) -> str | None:
-        """vLLM's and OpenAI's name of the end, None while there is none."""
-        ended = (RequestStatus.STOPPED, RequestStatus.LENGTH, RequestStatus.ABORTED)
-        return self.value if self in ended else None
+    def __init__(self, value: str) -> None:
+        self.finished = value in ("stop", "length", "abort")
+        self.finish_reason = value if self.finished else None
 
 
 @dataclass
