@@ -1,12 +1,18 @@
 """The checks of A3 name the mistake, and what they let pass runs a fleet in the simulator."""
 
 import random
+from pathlib import Path
 
 import pytest
 
 from course_lib.classroom.checks import CheckFailed, check
 from course_lib.classroom.exercises import a3
-from course_lib.classroom.parts import load_object
+from course_lib.classroom.parts import load_object, part
+from course_lib.fleet.simulator import simulate
+from course_lib.fleet.spec import FleetSpec, ReplicaSpec
+from course_lib.fleet.step_time import RooflineStepTime
+from course_lib.sizing.catalog import find_gpu, find_model
+from course_lib.traces.generators import concurrent_users
 from tests.classroom import answers_a3 as answers
 
 HINTS = [
@@ -90,3 +96,39 @@ def test_the_message_names_the_moment_the_metrics_and_the_limits() -> None:
     difference = str(failure.value).splitlines()[1]
     assert "num_requests_waiting=" in difference and "cooldown_s=" in difference
     assert "replicas, got" in difference
+
+
+@pytest.mark.parametrize("answer", answers.RIGHT["A3.4"])
+def test_an_autoscaler_that_passed_is_saved_and_runs_the_classic_morning(
+    answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COURSE_PARTS_DIR", str(tmp_path))
+    check("A3.4", answer)
+    saved = part("autoscaler")
+    assert saved.__name__ == answer.__name__ and saved is not answer
+    step_time = RooflineStepTime(find_model("Llama-3-8B"), find_gpu("A10G_24GB"))
+    fleet = FleetSpec(
+        ReplicaSpec(step_time, num_blocks=1000, max_model_len=2048, max_num_seqs=5),
+        autoscaler=lambda clock: saved(target_per_replica=5, clock=clock),
+    )
+    users = concurrent_users(
+        100, at_s=20, within_s=5, prompt_tokens=(100, 200), output_tokens=(400, 600)
+    )
+    result = simulate(users, fleet, until_s=1200)
+    up = [row for row in result.decision_rows if row["wanted"] > row["current"]]
+    assert [(row["current"], row["wanted"]) for row in up] == [(1, 20)]
+    assert result.summary()["requests_finished"] == 100
+    assert result.reversals == 1
+
+
+def test_an_autoscaler_that_keeps_its_past_outside_of_itself_fails_in_the_fleet() -> None:
+    class Shared(answers.PlainAutoscaler):
+        decisions = 0
+
+        def decide(self, metrics, current_replicas):
+            Shared.decisions += 1
+            decision = super().decide(metrics, current_replicas)
+            return decision if len(metrics) < 5 else type(decision)(current_replicas, "held")
+
+    with pytest.raises(CheckFailed, match="simulated fleet"):
+        check("A3.4", Shared, seed=1)

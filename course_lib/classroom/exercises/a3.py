@@ -1,178 +1,33 @@
 """Exercises of notebook A3, the autoscaler: the simple rule, the load, the window, the whole.
 
-The oracles are here, but for that of the simple rule, which is in `a3_rule`. Each also knows the
-usual mistakes; `suspects` finds the one that was made.
+The oracles of the window and of the whole are here, that of the simple rule is in `a3_rule` and
+that of the load in `a3_load`. Each also knows the usual mistakes; `suspects` finds the one that was
+made.
 """
 
 import math
 import random
-from collections.abc import Callable, Mapping
-from fractions import Fraction
+from collections.abc import Mapping
 from typing import Any
 
 from course_lib.classroom.checks import Exercise, Mismatch
+from course_lib.classroom.exercises.a3_load import (
+    LOAD_HINTS,
+    is_plain,
+    needed,
+    random_load,
+    verify_load,
+)
 from course_lib.classroom.exercises.a3_rule import replicas_of, verify_simple_rule
 from course_lib.classroom.exercises.suspects import Clock, Suspects, difference_of
 from course_lib.fleet.metrics import FleetMetrics
 from course_lib.fleet.proportional_base import ProportionalBase
-
-# A3.2
-
-
-def _load(
-    metrics: Mapping[str, float], current: int, target: float, cache_target: float, mistake: str
-) -> Fraction:
-    """In replicas, exactly, or with one of `_LOAD_HINTS`' mistakes."""
-    waiting = Fraction(metrics["num_requests_waiting"])
-    running = Fraction(metrics["num_requests_running"])
-    if mistake == "waiting only":
-        running = Fraction(0)
-    if mistake == "running only":
-        waiting = Fraction(0)
-    counted = Fraction(current if mistake == "kv of all" else metrics["num_replicas_ready"])
-    if mistake == "kv of one":
-        counted = Fraction(1)
-    by_requests = (waiting + running) / Fraction(target)
-    by_cache = counted * Fraction(metrics["kv_cache_utilization"]) / Fraction(cache_target)
-    if mistake == "no kv":
-        by_cache = Fraction(0)
-    if mistake == "kv alone":
-        return by_cache
-    if mistake == "sum":
-        return by_requests + by_cache
-    if mistake == "smaller":
-        return min(by_requests, by_cache)
-    if mistake == "mean":
-        return (by_requests + by_cache) / 2
-    return max(by_requests, by_cache)
-
-
-def _needed(
-    metrics: Mapping[str, float],
-    current: int,
-    target: float,
-    cache_target: float,
-    tolerance: float,
-    mistake: str = "",
-    nudge: float = 0.0,
-) -> int:
-    load = _load(metrics, current, target, cache_target, mistake) * Fraction(1 + nudge)
-    if current and mistake != "no tolerance":
-        compared = Fraction(math.ceil(load)) if mistake == "tolerance of the ceiling" else load
-        off = compared / current - 1
-        if mistake == "tolerance in replicas":
-            off = load - current
-        near = abs(off) < Fraction(tolerance) if mistake == "strict" else abs(off) <= tolerance
-        if mistake == "tolerance down only":
-            near = -tolerance <= off <= 0
-        if mistake == "tolerance up only":
-            near = 0 <= off <= tolerance
-        if near:
-            return current
-    if mistake == "floor":
-        return math.floor(load)
-    if mistake == "round":
-        return round(load)
-    if mistake == "one more":
-        return math.floor(load) + 1
-    if mistake == "one step":
-        return current + (math.ceil(load) > current) - (math.ceil(load) < current)
-    if mistake == "at least one":
-        return max(1, math.ceil(load))
-    return math.ceil(load)
-
-
-_LOAD_HINTS = {
-    "waiting only": "Waiting alone is the trap: a fleet that is full, and where nobody waits, "
-    "would be taken for an idle one. The load is waiting + running.",
-    "running only": "Those who wait need a place as well: waiting + running.",
-    "no kv": "The KV cache is a load as well: num_replicas_ready * kv_cache_utilization / "
-    "target_kv_cache. The larger of the two counts.",
-    "kv alone": "The requests are a load as well: (waiting + running) / target_per_replica. The "
-    "larger of the two counts.",
-    "kv of all": "kv_cache_utilization is the mean over the ready replicas. Multiply it by "
-    "num_replicas_ready: those that are loading hold nothing, and counting them makes a fleet grow "
-    "because it grows.",
-    "kv of one": "kv_cache_utilization is the mean over the ready replicas: multiply it by "
-    "num_replicas_ready.",
-    "sum": "Requests and KV cache are two views of the same load: the larger one counts, not the "
-    "sum.",
-    "smaller": "The larger of the two loads counts. Each resource must be enough.",
-    "mean": "The larger of the two loads counts, not their mean. Each resource must be enough.",
-    "no tolerance": "Within the tolerance nothing changes: if load / current_replicas is from 1 - "
-    "tolerance to 1 + tolerance, return current_replicas.",
-    "tolerance of the ceiling": "The tolerance is for the load itself, before it is rounded up.",
-    "tolerance in replicas": "The tolerance is a share of the current replicas: look at load / "
-    "current_replicas.",
-    "strict": "At the tolerance it still holds: <=.",
-    "tolerance down only": "The tolerance holds in both directions: abs(load / current_replicas - "
-    "1).",
-    "tolerance up only": "The tolerance holds in both directions: abs(load / current_replicas - "
-    "1).",
-    "floor": "Round up, with math.ceil: a part of a replica needs a whole one.",
-    "round": "Round up, with math.ceil: a part of a replica needs a whole one.",
-    "one more": "Round up, but not beyond: 8 requests at 4 each need 2 replicas, not 3. math.ceil "
-    "does it.",
-    "one step": "Return what the load needs, not one more or one fewer.",
-    "at least one": "No load needs no replica. The limits come later, in A3.4.",
-}
-
-
-def _is_plain(
-    metrics: Mapping[str, float], current: int, target: float, cache_target: float, tolerance: float
-) -> bool:
-    """Whether any order of the arithmetic gives the same, in floats."""
-    if all(math.frexp(x)[0] == 0.5 for x in (target, cache_target, current or 1)):
-        return True
-    arguments = (metrics, current, target, cache_target, tolerance)
-    return len({_needed(*arguments, nudge=nudge) for nudge in (-1e-9, 0.0, 1e-9)}) == 1
-
-
-def _random_load(rng: random.Random, around: float) -> dict[str, float]:
-    """Requests near a number, with a KV cache that sometimes needs more than they do."""
-    requests = max(0, round(around * rng.choice((0, 0.25, 0.9, 1, 1, 1.1, 1.25, 2, 6))))
-    requests = max(0, requests + rng.choice((-1, 0, 0, 1)))
-    waiting = rng.choice((0, 0, requests // 2, requests))
-    return {
-        "num_requests_waiting": float(waiting),
-        "num_requests_running": float(requests - waiting),
-        "kv_cache_utilization": rng.choice((0, 8, 16, 32, 40, 48, 56, 64)) / 64,
-    }
-
-
-def verify_load(answer: Callable[..., Any], rng: random.Random) -> None:
-    """Against exact fractions, with loads at and around the targets and the tolerance."""
-    suspects = Suspects(_LOAD_HINTS)
-    for _ in range(300):
-        current = rng.choice((0, 1, 1, 2, 2, 3, 4, 4, 5, 8, 8, 12, 16))
-        target = rng.choice((1, 2, 4, 4, 5, 8, 10))
-        cache_target = rng.choice((0.5, 0.75, 0.8, 1.0))
-        tolerance = rng.choice((0.0, 0.125, 0.25, 0.1))
-        metrics = {
-            **_random_load(rng, target * max(1, current)),
-            "num_replicas_ready": float(rng.randint(0, current)),
-        }
-        arguments = (current, target, cache_target, tolerance)
-        if not _is_plain(metrics, *arguments):
-            continue
-        expected = _needed(metrics, *arguments)
-        said = ", ".join(f"{name}={value:g}" for name, value in metrics.items())
-        where = (
-            f"replicas_for_load({{{said}}}, current_replicas={current}, target_per_replica="
-            f"{target}, target_kv_cache={cache_target:g}, tolerance={tolerance:g})"
-        )
-        try:
-            got = answer(FleetMetrics(metrics), *arguments)
-        except ZeroDivisionError:
-            raise Mismatch(
-                f"{where} divides by zero",
-                "With 0 replicas there is no ratio, so no tolerance either: ask `if "
-                "current_replicas` first.",
-            ) from None
-        agreeing = [n for n in _LOAD_HINTS if _needed(metrics, *arguments, mistake=n) == got]
-        suspects.saw(agreeing, difference_of(got, expected, where))
-    suspects.accuse()
-
+from course_lib.fleet.router import LeastOutstanding
+from course_lib.fleet.simulator import simulate
+from course_lib.fleet.spec import FleetSpec, ReplicaSpec
+from course_lib.fleet.step_time import RooflineStepTime
+from course_lib.sizing.catalog import find_gpu, find_model
+from course_lib.traces.generators import concurrent_users
 
 # A3.3
 
@@ -297,7 +152,7 @@ class _Whole:
     def decide(self, metrics: Mapping[str, float], current: int, now_s: float) -> int:
         settings, mistake = self.settings, self.mistake
         zeros = dict.fromkeys(_WHOLE_METRICS, 0.0)
-        wanted = _needed(
+        wanted = needed(
             {**zeros, **metrics},
             current,
             settings["target_per_replica"],
@@ -343,7 +198,7 @@ _WHOLE_HINTS = {
     **{
         name: hint
         for hints, names in (
-            (_LOAD_HINTS, ("waiting only", "no kv", "kv of all", "one step", "no tolerance")),
+            (LOAD_HINTS, ("waiting only", "no kv", "kv of all", "one step", "no tolerance")),
             (_WINDOW_HINTS, ("no window", "cooldown", "up forgotten", "remembers results")),
         )
         for name, hint in hints.items()
@@ -369,6 +224,27 @@ def verify_autoscaler(answer: type[ProportionalBase], rng: random.Random) -> Non
         }
         _run_whole(answer, settings, rng, suspects)
     suspects.accuse()
+    _run_fleet(answer)
+
+
+def _run_fleet(answer: Any) -> None:
+    """Forty users come at once to a fleet of one replica with four seats."""
+    step_time = RooflineStepTime(find_model("Llama-3-8B"), find_gpu("A10G_24GB"))
+    fleet = FleetSpec(
+        ReplicaSpec(step_time, num_blocks=500, max_model_len=1024, max_num_seqs=4),
+        autoscaler=lambda clock: answer(target_per_replica=4, max_replicas=8, clock=clock),
+        router=LeastOutstanding,
+    )
+    users = concurrent_users(40, at_s=60, prompt_tokens=(20, 60), output_tokens=(600, 800))
+    result = simulate(users, fleet, until_s=1800)
+    most = max(row["replicas_wanted"] for row in result.timeline_rows)
+    if most != 8 or result.timeline_rows[-1]["replicas_wanted"] != 1:
+        raise Mismatch(
+            "40 users come at once to a simulated fleet of one replica, 4 for each and at most 8: "
+            f"expected 8 replicas for a while and 1 in the end, got {most} and "
+            f"{result.timeline_rows[-1]['replicas_wanted']}",
+            "By itself each decision was right. Does it keep something outside of `self`?",
+        )
 
 
 def _run_whole(
@@ -415,13 +291,13 @@ def _sample(rng: random.Random, current: int, settings: Mapping[str, Any]) -> di
     """Metrics whose load any order of the arithmetic measures alike."""
     targets = ("target_per_replica", "target_kv_cache", "tolerance")
     while True:
-        metrics = _random_load(rng, settings["target_per_replica"] * max(1, current))
+        metrics = random_load(rng, settings["target_per_replica"] * max(1, current))
         metrics["num_replicas_ready"] = float(rng.randint(0, current))
         if rng.random() < 0.15:
             for name in rng.sample(_WHOLE_METRICS, rng.choice((1, 1, 4))):
                 del metrics[name]
         full = {**dict.fromkeys(_WHOLE_METRICS, 0.0), **metrics}
-        if _is_plain(full, current, *(settings[name] for name in targets)):
+        if is_plain(full, current, *(settings[name] for name in targets)):
             return metrics
 
 
