@@ -140,6 +140,13 @@ def test_a_saved_calibration_is_read_back_as_it_was(tmp_path):
     assert load_calibration("other-chat", directory=tmp_path) == other
 
 
+def test_the_shipped_models_calibration_on_a_cpu_can_be_simulated_with():
+    found = load_calibration("merchant-chat", device="CPU")
+    result = simulate(TRACE, FleetSpec(found.replica))
+    assert result.summary()["requests_finished"] == 3
+    assert 0 < result.summary()["ttft_p50_s"] < 1
+
+
 def test_what_is_not_recorded_is_said(tmp_path):
     with pytest.raises(ValueError, match="no calibration of any model on any device is recorded"):
         load_calibration(directory=tmp_path)
