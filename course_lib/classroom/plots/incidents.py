@@ -107,5 +107,5 @@ def _draw_gauge(ax: Axes, incident: Incident, colors: Mapping[str, str], name: s
                 series.times_s, series.values, drawstyle="steps-post", color=colors[log.name],
                 linewidth=2.2 if own else 1.0, label=log.name,
             )  # fmt: skip
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="upper left", fontsize=8, ncols=4)
+    if ax.get_legend_handles_labels()[0]:  # beside the panel, where it covers no data
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.05), fontsize=8, handlelength=1.2)
