@@ -26,8 +26,11 @@ def hash_block(
         token_ids: the block's tokens.
         extra_keys: what else changes the contents or must keep tenants apart: LoRA name, salt.
     """
-    content = parent_hash + array("q", token_ids).tobytes() + repr(extra_keys).encode()
-    return hashlib.blake2b(content, digest_size=32).digest()
+    return _digest(parent_hash, array("q", token_ids).tobytes(), repr(extra_keys).encode())
+
+
+def _digest(parent_hash: bytes, tokens: bytes, extra: bytes) -> bytes:
+    return hashlib.blake2b(parent_hash + tokens + extra, digest_size=32).digest()
 
 
 class BlockPoolBase:
@@ -104,9 +107,13 @@ class BlockPoolBase:
     def hashes_of(self, request: Request, num_blocks: int) -> list[bytes]:
         """Hashes of the request's first `num_blocks` blocks, each computed once in its life."""
         hashes, size = request.block_hashes, self.block_size
-        extra_keys = (request.lora_name, request.cache_salt)
-        parent = hashes[-1] if hashes else b""
-        for start in range(len(hashes) * size, num_blocks * size, size):
-            parent = hash_block(parent, request.token_ids[start : start + size], extra_keys)
-            hashes.append(parent)
+        if len(hashes) < num_blocks:
+            new = request.token_ids[len(hashes) * size : num_blocks * size]
+            tokens = array("q", new)  # as `hash_block` does, but for all blocks at once
+            data, width = tokens.tobytes(), size * tokens.itemsize
+            extra = repr((request.lora_name, request.cache_salt)).encode()
+            parent = hashes[-1] if hashes else b""
+            for start in range(0, len(data), width):
+                parent = _digest(parent, data[start : start + width], extra)
+                hashes.append(parent)
         return hashes[:num_blocks]

@@ -306,3 +306,14 @@ def test_the_null_block_is_never_handed_out_and_not_counted() -> None:
 def test_impossible_sizes_are_refused_by_name(num_blocks: int, block_size: int, name: str) -> None:
     with pytest.raises(ValueError, match=name):
         BlockPool(num_blocks, block_size)
+
+
+def test_names_of_blocks_are_the_chain_of_hash_block() -> None:
+    pool = BlockPool(10, 16)
+    request = Request("a", list(range(-50, 50)), lora_name="adapter", cache_salt="salt")
+    names = [*pool.hashes_of(request, 2), *pool.hashes_of(request, 6)[2:]]
+    parent = b""
+    for index, name in enumerate(names):
+        tokens = request.token_ids[16 * index : 16 * index + 16]
+        parent = hash_block(parent, tokens, ("adapter", "salt"))
+        assert name == parent
