@@ -21,6 +21,7 @@ from course_lib.classroom.plots.waits import Span, request_spans
 from course_lib.fleet.autoscaler import ScalingDecision
 from course_lib.fleet.cold_start import ColdStart, Duration
 from course_lib.fleet.regions import Outage, Region
+from course_lib.fleet.search import Objective, SearchResult
 from course_lib.fleet.simulator import simulate
 from course_lib.fleet.spec import FleetSpec, ReplicaSpec
 from course_lib.fleet.step_time import FittedStepTime
@@ -155,21 +156,22 @@ def test_cost_adds_up_to_the_gpu_hours(result, cold_result):
     assert f"${result.usd:,.2f}" in ax.texts[-2].get_text().replace("\\", "")
 
 
-def test_the_frontier_leaves_out_what_is_dearer_and_slower():
+def test_the_frontier_is_that_of_the_search():
     table = pd.DataFrame(
         {
-            "policy": ["cheap", "worse", "fast", "middle"],
-            "usd": [1.0, 2.5, 3.0, 2.0],
-            "ttft_p95_s": [9.0, 8.0, 0.5, 2.0],
-            "met": [False, False, True, True],
+            "policy": ["cheap", "worse", "fast", "middle", "refuses"],
+            "usd": [1.0, 2.5, 3.0, 2.0, 0.5],
+            "ttft_p95_s": [9.0, 8.0, 0.5, 2.0, 0.4],
+            "tpot_p95_s": [0.03] * 5,
+            "rejected": [0.0, 0.0, 0.0, 0.0, 0.9],
+            "met": [False, False, True, True, False],
         }
     )
-    (ax,) = plot_frontier(table, SLO_S).axes
+    found = SearchResult(table, Objective(ttft_p95_s=SLO_S, tpot_p95_s=0.05))
+    (ax,) = plot_frontier(found).axes
     frontier = next(line for line in ax.lines if line.get_label() == "frontier")
     assert list(frontier.get_xdata()) == [1.0, 2.0, 3.0]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("dollars", "time to first token, p95 (s)")
-    with pytest.raises(ValueError, match="no policies"):
-        plot_frontier(table[:0], SLO_S)
 
 
 def test_cold_starts_have_their_phases_in_order(result):

@@ -12,6 +12,7 @@ from course_lib.classroom.plots.fleet import STATE_COLORS, fleet_timeline
 from course_lib.classroom.plots.style import COLORS, STYLE, caption
 from course_lib.classroom.plots.time_axis import label_time_axis
 from course_lib.fleet.results import SimulationResult
+from course_lib.fleet.search import SearchResult
 
 # Dark enough for a line on white, and told apart by colour-blind readers.
 POLICY_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -146,25 +147,16 @@ def plot_cost(
     return figure
 
 
-def plot_frontier(
-    table: pd.DataFrame, slo_ttft_s: float, title: str = "The price of latency"
-) -> Figure:
+def plot_frontier(found: SearchResult, title: str = "The price of latency") -> Figure:
     """Draw each policy's dollars against its p95 TTFT, and the frontier of those worth a thought.
 
-    A policy is on the frontier if none is both as cheap and as fast.
-
     Args:
-        table: from the search, with the columns `policy`, `usd`, `ttft_p95_s` and `met`.
-        slo_ttft_s: the objective of the search.
+        found: of a search.
         title: what was searched.
-
-    Raises:
-        ValueError: the table is empty.
     """
-    if table.empty:
-        raise ValueError("the table has no policies; there is nothing to draw")
-    ordered = table.sort_values(["usd", "ttft_p95_s"])
-    best = ordered[ordered.ttft_p95_s < ordered.ttft_p95_s.cummin().shift(fill_value=float("inf"))]
+    slo_ttft_s = found.objective.ttft_p95_s
+    table = found.table.dropna(subset=["ttft_p95_s"])  # without those that served nobody
+    best = found.frontier
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(8.4, 4.6))
         ax.axhspan(1e-9, slo_ttft_s, color=STATE_COLORS["ready"], alpha=0.1, linewidth=0)
