@@ -83,6 +83,7 @@ class Member:
             "name": self.replica.name,
             "region": self.replica.region,
             "market": self.market,
+            "cold": bool(self.phases),
             "started_s": self.started_s,
             "ready_s": self.ready_s,
             "ended_s": self.ended_s,
@@ -312,7 +313,6 @@ class Capacity:
             return
         if member.state is State.READY:
             member.enter(State.DRAINING, self.clock.now_s)
-            self.owner.changed(member)
         member.end_reason = "reclaimed"
         by_name = {request.request_id: request for request in member.replica.requests}
         remaining_s = {n: member.replica.remaining_s(request) for n, request in by_name.items()}

@@ -1,7 +1,7 @@
 """A request on its way through a simulated fleet, over all its attempts, and what decides on it.
 
-`Flight` is what the router is shown and what is left of a request at its end; `load_of` is what a
-replica's admission is shown.
+`Flight` is what the router is shown and what is left of a request at its end. Each of its attempts
+is a `SimulatedRequest` of some replica. `load_of` is what a replica's admission is shown.
 """
 
 from collections.abc import Sequence
@@ -105,6 +105,12 @@ class Flight:
         )
 
 
+def flight_of(attempt: Request) -> Flight | None:
+    """Whose attempt it is; None for a warm-up."""
+    assert isinstance(attempt, SimulatedRequest)
+    return attempt.flight
+
+
 def kept_probe(request: RoutedRequest) -> Request:
     """A probe for prefix caches, made once a request if the router hands on what it was given."""
     return request.probe if isinstance(request, Flight) else probe_of(request)
@@ -128,5 +134,5 @@ def load_of(replica: Replica, priority_class: PriorityClass, now_s: float) -> En
 
 
 def _is_batch(request: Request) -> bool:
-    flight = request.flight if isinstance(request, SimulatedRequest) else None
+    flight = flight_of(request)
     return flight is not None and flight.request.priority_class == "batch"

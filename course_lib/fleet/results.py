@@ -72,7 +72,7 @@ class SimulationResult:
     @cached_property
     def requests(self) -> "pd.DataFrame":
         """One row a request, in the order of arrival."""
-        pd = _pandas()
+        pd = import_pandas()
         table = pd.DataFrame(self.request_rows, columns=list(REQUEST_COLUMNS))
         table = table.set_index("index").sort_index()
         for column in ("dispatched_s", "scheduled_s", "first_token_s", "finished_s"):
@@ -87,23 +87,23 @@ class SimulationResult:
     @cached_property
     def timeline(self) -> "pd.DataFrame":
         """The fleet's metrics, one row a scrape."""
-        return _pandas().DataFrame(self.timeline_rows)
+        return import_pandas().DataFrame(self.timeline_rows)
 
     @cached_property
     def replica_timeline(self) -> "pd.DataFrame":
         """Each replica's metrics, one row a scrape and replica."""
-        return _pandas().DataFrame(self.replica_timeline_rows)
+        return import_pandas().DataFrame(self.replica_timeline_rows)
 
     @cached_property
     def decisions(self) -> "pd.DataFrame":
         """What the autoscalers decided: `time_s`, `region`, `current`, `wanted`, `reason`."""
         columns = ["time_s", "region", "current", "wanted", "reason"]
-        return _pandas().DataFrame(self.decision_rows, columns=columns)
+        return import_pandas().DataFrame(self.decision_rows, columns=columns)
 
     @cached_property
     def replicas(self) -> "pd.DataFrame":
         """One row a replica that ever was."""
-        return _pandas().DataFrame(self.replica_rows)
+        return import_pandas().DataFrame(self.replica_rows)
 
     @cached_property
     def _columns(self) -> dict[str, NDArray[Any]]:
@@ -151,8 +151,8 @@ class SimulationResult:
 
     @property
     def starts(self) -> int:
-        """Replicas that were started after the beginning."""
-        return sum(row["started_s"] > 0 for row in self.replica_rows)
+        """Replicas that were started cold, at whatever time."""
+        return sum(row["cold"] for row in self.replica_rows)
 
     @property
     def reversals(self) -> int:
@@ -192,7 +192,8 @@ class SimulationResult:
         }
 
 
-def _pandas() -> Any:
+def import_pandas() -> Any:
+    """pandas, or an `ImportError` that says how to get it."""
     try:
         import pandas
     except ImportError as error:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from course_lib.fleet.results import SimulationResult
+from course_lib.fleet.results import SimulationResult, import_pandas
 from course_lib.fleet.simulator import simulate
 from course_lib.fleet.spec import FleetSpec
 from course_lib.traces.trace import Trace
@@ -196,7 +196,7 @@ def search(
         missed = objective.missed(row)
         row.update(met=not missed, missed=", ".join(missed))
     # Whichever was done first, the order is that of the policies.
-    table = _pandas().DataFrame([{"policy": name, **rows[name]} for name in fleets])
+    table = import_pandas().DataFrame([{"policy": name, **rows[name]} for name in fleets])
     return SearchResult(table, objective)
 
 
@@ -300,13 +300,3 @@ def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError(
-            "the table needs pandas; install it with pip install 'gpu-serving-labs[labs]'"
-        ) from error
-    return pandas

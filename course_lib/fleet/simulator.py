@@ -22,12 +22,13 @@ from course_lib.engine.request import Request, RequestStatus
 from course_lib.engine.sampling_params import SamplingParams
 from course_lib.fleet.capacity import Capacity, Member, State
 from course_lib.fleet.events import EventQueue, Rank
-from course_lib.fleet.flight import Flight, kept_probe, load_of
+from course_lib.fleet.flight import Flight, flight_of, kept_probe, load_of
 from course_lib.fleet.regions import Region, Regions
 from course_lib.fleet.replica import Replica, SimulatedRequest, VirtualClock
 from course_lib.fleet.results import SimulationResult
 from course_lib.fleet.spec import FleetSpec
 from course_lib.fleet.telemetry import Telemetry, replica_row
+from course_lib.serving.admission_base import AdmissionBase
 from course_lib.traces.trace import Trace
 from course_lib.validation import number
 
@@ -90,7 +91,7 @@ class Simulation:
         self.replica_timeline_rows: list[dict[str, Any]] = []
         self.decision_rows: list[dict[str, Any]] = []
         self._params: dict[int, SamplingParams] = {}
-        self._admission: dict[str, Any] = {}
+        self._admission: dict[str, AdmissionBase] = {}
         self._begin(seed)
 
     def _begin(self, seed: int) -> None:
@@ -126,7 +127,7 @@ class Simulation:
             capacity = self.capacities[outage.region]
             plan = self.queue.plan
             plan(outage.start_s, Rank.CAPACITY, capacity.go_down)
-            plan(outage.known_s, Rank.CAPACITY, self._drop_gone)
+            plan(outage.known_s, Rank.CAPACITY, self._drop_gone, outage.region)
             plan(outage.end_s, Rank.CAPACITY, capacity.come_back, starts[outage.region])
         self.queue.plan(0.0, Rank.SCRAPE, self._scrape)
 
@@ -303,7 +304,7 @@ class Simulation:
         now_s = self.clock.now_s
         for entry in batch.scheduled:
             attempt = entry.request
-            flight = attempt.flight  # type: ignore[attr-defined]
+            flight = flight_of(attempt)
             if attempt.status is RequestStatus.ABORTED:
                 continue
             if flight is None:
@@ -423,17 +424,21 @@ class Simulation:
             self.router.forget(replica.name)
         self._watch(member)
 
-    def _drop_gone(self) -> None:
-        """Health checks have noticed an outage."""
-        for replica in self.rotation:
-            if self.by_name[replica.name].state is State.GONE:
-                self.router.forget(replica.name)  # once more: it was chosen after its end
-        self.rotation = [r for r in self.rotation if self.by_name[r.name].state is not State.GONE]
+    def _drop_gone(self, region: str) -> None:
+        """Health checks have noticed an outage of the region."""
+        gone = [
+            replica
+            for replica in self.rotation
+            if replica.region == region and self.by_name[replica.name].state is State.GONE
+        ]
+        for replica in gone:
+            self.router.forget(replica.name)  # once more: it was chosen after its end
+        self.rotation = [replica for replica in self.rotation if replica not in gone]
 
     def lost(self, member: Member, requests: list[Request]) -> None:
         """A replica sends requests back, or has broken off."""
         for request in requests:
-            flight = request.flight  # type: ignore[attr-defined]
+            flight = flight_of(request)
             if flight is not None:
                 flight.attempt = None
                 self._retry(flight)
