@@ -1,8 +1,8 @@
 """How many replicas to run, from what the replicas report.
 
 `GPUAutoscaler` looks at the queue, the KV cache and the time to first token, never at CPU percent,
-and moves by one replica at a time. `decide` says why in its `reason`. Kubernetes' autoscalers are
-in `kubernetes`, those that plan ahead in `planners`.
+and moves by one replica at a time. `decide` says why in its `reason`. Kubernetes' HPA is in
+`kubernetes`, KEDA in `keda`, and those that plan ahead are in `planners`.
 
 An autoscaler of your own needs `decide(metrics, current_replicas) -> ScalingDecision`; time comes
 from the clock it was given. Or derive from `AutoscalerBase` and write `recommend`, which returns

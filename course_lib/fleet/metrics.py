@@ -4,6 +4,7 @@
 as well. A name that is absent could not be measured.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -66,3 +67,17 @@ class FleetMetrics(Mapping[str, float]):
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value:g}" for name, value in self.items())
         return f"FleetMetrics({values}, {len(self.replicas)} replicas)"
+
+
+def measured(metrics: Mapping[str, float], name: str) -> float | None:
+    """The metric, or the sum of several joined by `" + "`.
+
+    None if one of them is absent, NaN or infinite.
+    """
+    values = [metrics.get(part, math.nan) for part in name.split(" + ")]
+    return sum(values) if all(math.isfinite(value) for value in values) else None
+
+
+def replicas_in(metrics: Mapping[str, float]) -> Sequence[ReplicaMetrics]:
+    """The replicas' own metrics; none in a plain dict."""
+    return metrics.replicas if isinstance(metrics, FleetMetrics) else ()

@@ -15,8 +15,7 @@ from statistics import fmean, linear_regression
 import numpy as np
 
 from course_lib.fleet.autoscaler import AutoscalerBase, ScalingDecision
-from course_lib.fleet.kubernetes import measured
-from course_lib.fleet.metrics import FleetMetrics, ReplicaMetrics
+from course_lib.fleet.metrics import ReplicaMetrics, measured, replicas_in
 from course_lib.validation import number, whole_number
 
 # kvCacheThreshold, queueLengthThreshold, kvSpareTrigger and queueSpareTrigger that the saturation
@@ -93,7 +92,7 @@ class SaturationAutoscaler(_Planner):
 
     def plan(self, metrics: Mapping[str, float], current: int, now: float) -> ScalingDecision:
         """Look at `kv_cache_utilization` and `num_requests_waiting` of each replica."""
-        replicas = metrics.replicas if isinstance(metrics, FleetMetrics) else ()
+        replicas = replicas_in(metrics)
         ready = sum(replica.ready for replica in replicas)
         if replicas and (ready < len(replicas) or len(replicas) != current):
             return ScalingDecision(current, f"in transition: {ready} of {current} are ready")
@@ -438,6 +437,6 @@ class _Trend:
 
 
 def _loading(metrics: Mapping[str, float], current: int) -> bool:
-    if isinstance(metrics, FleetMetrics) and metrics.replicas:
-        return any(not replica.ready for replica in metrics.replicas)
+    if replicas := replicas_in(metrics):
+        return any(not replica.ready for replica in replicas)
     return metrics.get("num_replicas_ready", current) < current
