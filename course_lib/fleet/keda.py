@@ -60,25 +60,42 @@ class PrometheusTrigger:
         return 0.0 if value is None and self.ignore_null_values else value
 
 
+_FALLBACK_BEHAVIORS: Mapping[str, Callable[[int, int], int]] = {
+    "static": lambda replicas, current: replicas,
+    "currentReplicas": lambda replicas, current: current,
+    "currentReplicasIfHigher": max,
+    "currentReplicasIfLower": min,
+}
+
+
 @dataclass(frozen=True)
 class Fallback:
-    """What KEDA reports while a trigger fails: as much as `replicas` replicas would need.
+    """What KEDA reports while a trigger fails: as much as so many replicas would need.
 
     Args:
         failure_threshold: failures in a row that pass before it starts.
-        replicas: to report.
+        replicas: so many, if it is `static`.
+        behavior: `static`; `currentReplicas`, those there are, whatever `replicas` says;
+            `currentReplicasIfHigher`, the larger of both; `currentReplicasIfLower`, the smaller.
 
     Raises:
-        ValueError: one of them is not a whole number of at least 0.
+        ValueError: a number is not whole or below 0, or the behavior is none of these.
     """
 
     failure_threshold: int
     replicas: int
+    behavior: str = "static"
 
     def __post_init__(self) -> None:
         """Refuse what KEDA refuses."""
         whole_number("failure_threshold", self.failure_threshold, at_least=0)
         whole_number("replicas", self.replicas, at_least=0)
+        known = known_name("behavior of a fallback", self.behavior, _FALLBACK_BEHAVIORS)
+        object.__setattr__(self, "behavior", known)
+
+    def replicas_at(self, current: int) -> int:
+        """How many it stands for while there are `current`."""
+        return _FALLBACK_BEHAVIORS[self.behavior](self.replicas, current)
 
 
 class Keda:
@@ -235,7 +252,7 @@ class Keda:
         for name, trigger, value in zip(self._names, self.triggers, values, strict=True):
             self._failures[name] = 0 if value is not None else self._failures[name] + 1
             if self.fallback and self._failures[name] > self.fallback.failure_threshold:
-                value = trigger.threshold * self.fallback.replicas
+                value = trigger.threshold * self.fallback.replicas_at(current)
                 fallen_back.append(f"{trigger.metric} failed {self._failures[name]} times")
             if value is not None:
                 published[name] = value
@@ -271,7 +288,7 @@ class Keda:
         if "fallback" in arguments:
             fallback = arguments["fallback"]
             arguments["fallback"] = Fallback(
-                **_renamed("fallback", fallback, _FALLBACK_FIELDS, required=[*_FALLBACK_FIELDS])
+                **_renamed("fallback", fallback, _FALLBACK_FIELDS, ["failureThreshold", "replicas"])
             )
         advanced = _renamed("advanced", arguments.pop("advanced", {}), _ADVANCED_FIELDS)
         hpa = _renamed("horizontalPodAutoscalerConfig", advanced.get("hpa", {}), _HPA_FIELDS)
@@ -293,7 +310,11 @@ _SPEC_FIELDS = {
     "advanced": "advanced",
     "triggers": "triggers",
 }
-_FALLBACK_FIELDS = {"failureThreshold": "failure_threshold", "replicas": "replicas"}
+_FALLBACK_FIELDS = {
+    "failureThreshold": "failure_threshold",
+    "replicas": "replicas",
+    "behavior": "behavior",
+}
 _ADVANCED_FIELDS = {
     "horizontalPodAutoscalerConfig": "hpa",
     "restoreToOriginalReplicaCount": None,

@@ -109,6 +109,22 @@ def test_the_fallback_starts_after_so_many_failures_in_a_row(clock):
     assert replicas_of(autoscaler, clock, 4, [40, {}, {}, {}, {}, {}]) == [4, 4, 4, 4, 6, 6]
 
 
+@pytest.mark.parametrize(
+    ("behavior", "few", "many"),
+    [
+        ("static", 6, 6),
+        ("currentReplicas", 4, 9),
+        ("currentReplicasIfHigher", 6, 9),
+        ("currentReplicasIfLower", 4, 6),
+    ],
+)
+def test_a_fallback_may_look_at_the_replicas_there_are(clock, behavior, few, many):
+    for current, replicas in ((4, few), (9, many)):
+        fallback = Fallback(1, 6, behavior)
+        autoscaler = keda(clock, NO_NULLS, fallback=fallback, behavior=AT_ONCE)
+        assert replicas_of(autoscaler, clock, current, [{}] * 5) == [current] + [replicas] * 4
+
+
 def test_a_success_resets_the_failures(clock):
     autoscaler = keda(clock, NO_NULLS, fallback=Fallback(2, 6))
     seen = [40, {}, {}, 40, {}, {}, {}]
@@ -251,6 +267,12 @@ def test_the_fallback_of_a_scaled_object(clock):
     assert replicas_of(scaled_object(clock), clock, 4, [{}, {}]) == [4, 6]
 
 
+def test_a_fallback_that_keeps_what_runs(clock):
+    fallback = {"failureThreshold": 1, "replicas": 6, "behavior": "currentReplicasIfHigher"}
+    autoscaler = scaled_object(clock, fallback=fallback)
+    assert replicas_of(autoscaler, clock, 9, [{}] * 3) == [9, 9, 9]
+
+
 def test_what_a_scaled_object_leaves_out_has_kedas_defaults(clock):
     triggers = [
         {"type": "prometheus", "metadata": {"query": "sum(queue)", "threshold": "10"}},
@@ -278,8 +300,8 @@ def test_what_a_scaled_object_leaves_out_has_kedas_defaults(clock):
         ({"fallback": {"replicas": 2}}, "fallback lacks 'failureThreshold'"),
         ({"advanced": {"scalingModifiers": {}}}, "advanced has 'scalingModifiers'"),
         (
-            {"fallback": {"failureThreshold": 1, "replicas": 2, "behavior": "currentReplicas"}},
-            "fallback has 'behavior'",
+            {"fallback": {"failureThreshold": 1, "replicas": 2, "behavior": "scalingModifiers"}},
+            "unknown behavior of a fallback 'scalingModifiers'; known are static",
         ),
     ],
 )
