@@ -41,10 +41,10 @@ class SafeAutoscaler:
     """An autoscaler that never takes replicas away blindly.
 
     While a metric that it needs is missing, or its autoscaler raises an error, the last decision
-    holds, and never fewer replicas than there are. After more failures in a row than the fallback
-    allows, there are at least `fallback.replicas`: KEDA's fallback with the behavior
-    `currentReplicasIfHigher`. A replica that reports nothing blocks scaling down, to zero as well,
-    since nobody knows what it has to do. At zero no replica can report, so that is no failure.
+    holds, and never fewer replicas than there are. After more failures in a row than KEDA's
+    fallback allows, it may add replicas; unlike KEDA's, it takes none away. A replica that reports
+    nothing blocks scaling down, to zero as well, since nobody knows what it has to do. At zero no
+    replica can report, so that is no failure.
 
     It is an `Autoscaler` itself: a control loop, Ray Serve and the simulator take it alike.
 
@@ -109,10 +109,11 @@ class SafeAutoscaler:
         self.failures += 1
         replicas = max(current, self._last or 0)
         reason = f"{replicas} held, failure {self.failures} in a row: {why}"
-        fallback = self.fallback
-        if fallback and self.failures > fallback.failure_threshold and fallback.replicas > replicas:
-            replicas = fallback.replicas
-            reason = f"fallback to {replicas}, failure {self.failures} in a row: {why}"
+        if self.fallback and self.failures > self.fallback.failure_threshold:
+            wanted = self.fallback.replicas_at(replicas)
+            if wanted > replicas:
+                replicas = wanted
+                reason = f"fallback to {replicas}, failure {self.failures} in a row: {why}"
         logger.warning("%s", reason)
         return ScalingDecision(replicas, reason)
 

@@ -81,10 +81,11 @@ def promql(metric: str, labels: Mapping[str, str] | None = None) -> str:
         ValueError: there is no query for it.
     """
     names = [known_name("metric in PromQL", name, QUERIES) for name in metric.split(" + ")]
-    return " + ".join(QUERIES[name].format(selector=_selector(labels)) for name in names)
+    return " + ".join(QUERIES[name].format(selector=selector_of(labels)) for name in names)
 
 
-def _selector(labels: Mapping[str, str] | None) -> str:
+def selector_of(labels: Mapping[str, str] | None) -> str:
+    """The labels as PromQL writes them behind a series' name; nothing if there are none."""
     if not labels:
         return ""
     # PromQL writes texts as Go does, and JSON's are a part of Go's.
@@ -211,7 +212,7 @@ class PrometheusMetrics:
         return FleetMetrics(values, self._replicas())
 
     def _replicas(self) -> list[ReplicaMetrics]:
-        selector = _selector(self.labels)
+        selector = selector_of(self.labels)
         up = self._by_instance("max", f"up{selector}")
         gauges = {
             name: self._by_instance(how, f"{series}{selector}")

@@ -342,7 +342,7 @@ def recorded(make, source, fleet, steps):
 def test_a_record_replays_to_the_same_decisions_failures_included():
     found = [
         full(),
-        full(3),
+        full(12),
         OSError("gone"),
         full(20),
         FleetMetrics({}),
