@@ -213,6 +213,31 @@ def calibrate(
 
 
 @app.command()
+def manifests(
+    spec: Annotated[Path, typer.Argument(help="What to run, as YAML.")] = DATA_DIR
+    / "kubernetes"
+    / "merchant-chat.yaml",
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("k8s"),
+) -> None:
+    """Write Kubernetes manifests: server, autoscaling, machines, alerts and dashboard."""
+    from course_lib.fleet.manifest_spec import read_spec
+    from course_lib.fleet.manifests import write_manifests
+
+    try:
+        paths = write_manifests(read_spec(spec), out)
+    except (ValueError, OSError) as error:
+        console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+        raise typer.Exit(1) from None
+    for path in paths:
+        console.print(f"wrote {path}", soft_wrap=True)
+    console.print(
+        "[dim]For a cluster with KEDA, Karpenter, the Prometheus operator and Grafana:[/] "
+        f"kubectl apply -f {out}",
+        soft_wrap=True,
+    )
+
+
+@app.command()
 def load(
     url: Annotated[
         str, typer.Option(help="Of any server with OpenAI's API.")

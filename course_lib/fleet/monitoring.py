@@ -1,0 +1,232 @@
+"""What watches the server on Kubernetes: its scraping, its alerts and its dashboard.
+
+All ask for the same series as the ScaledObject does. The Prometheus operator reads PodMonitor and
+PrometheusRule, Grafana's sidecar the ConfigMap.
+"""
+
+import json
+from typing import Any
+
+from course_lib.fleet.manifest_base import Manifest
+from course_lib.fleet.manifest_spec import DeploymentSpec
+from course_lib.fleet.prometheus import promql, selector_of
+
+
+def pod_monitor(spec: DeploymentSpec) -> Manifest:
+    """Which pods Prometheus scrapes."""
+    body = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PodMonitor",
+        "metadata": _picked_up(spec),
+        "spec": {
+            "selector": {"matchLabels": spec.labels},
+            "jobLabel": "app.kubernetes.io/name",
+            "podMetricsEndpoints": [{"port": "http", "path": "/metrics", "interval": "10s"}],
+        },
+    }
+    return Manifest(
+        "podmonitor.yaml",
+        body,
+        {
+            "metadata.labels.release": "the Prometheus of that Helm release takes what has it.",
+            "spec.jobLabel": "the series get the job that the queries ask for.",
+            "spec.podMetricsEndpoints": "every 10 s: rates over a minute need several scrapes, "
+            "and the autoscaler sees nothing sooner.",
+        },
+    )
+
+
+def prometheus_rule(spec: DeploymentSpec) -> Manifest:
+    """The alerts: objectives that are missed, and metrics that are lost."""
+    series = spec.series_labels
+    up = f"up{selector_of(series)}"
+    body = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": _picked_up(spec),
+        "spec": {
+            "groups": [
+                {
+                    "name": spec.name,
+                    "rules": [
+                        _alert(
+                            "TimeToFirstTokenHigh",
+                            f"{promql('ttft_p95_ms', series)} > {spec.ttft_p95_ms:g}",
+                            "2m",
+                            f"TTFT p95 of {spec.name} is {{{{ $value | humanize }}}} ms, above "
+                            f"{spec.ttft_p95_ms:g} ms",
+                        ),
+                        _alert(
+                            "QueueTooOld",
+                            f"{promql('queue_age_s', series)} > {spec.queue_age_s:g}",
+                            "2m",
+                            f"a request of {spec.name} has waited {{{{ $value | humanize }}}} s, "
+                            f"above {spec.queue_age_s:g} s",
+                        ),
+                        _alert(
+                            "KVCacheFull",
+                            f"{promql('kv_cache_utilization', series)} > "
+                            f"{spec.kv_cache_utilization:g}",
+                            "2m",
+                            f"the KV cache of {spec.name} is {{{{ $value | humanizePercentage }}}} "
+                            "full on average; preemptions are near",
+                        ),
+                        _alert(
+                            "MetricsLost",
+                            f"absent({up} == 1)",
+                            "1m",
+                            f"no replica of {spec.name} is scraped; the autoscaler is blind and "
+                            "keeps what runs",
+                        ),
+                        _alert(
+                            "ReplicaNotScraped",
+                            f"{up} == 0",
+                            f"{spec.startup_s + 60}s",
+                            f"{{{{ $labels.instance }}}} of {spec.name} does not answer; its "
+                            "requests are missing in what the autoscaler sees",
+                        ),
+                    ],
+                }
+            ]
+        },
+    }
+    return Manifest(
+        "prometheusrule.yaml",
+        body,
+        {
+            "spec.groups.rules.for": f"MetricsLost is quick, as from then on nothing scales. "
+            f"ReplicaNotScraped waits {spec.startup_s} s and a minute: a replica that loads does "
+            "not answer yet.",
+        },
+    )
+
+
+def _alert(name: str, query: str, lasting: str, summary: str) -> dict[str, Any]:
+    return {
+        "alert": name,
+        "expr": query,
+        "for": lasting,
+        "labels": {"severity": "critical" if name == "MetricsLost" else "warning"},
+        "annotations": {"summary": summary},
+    }
+
+
+def _picked_up(spec: DeploymentSpec) -> dict[str, Any]:
+    common = spec.metadata
+    return {**common, "labels": {**common["labels"], "release": spec.prometheus_release}}
+
+
+def dashboard(spec: DeploymentSpec) -> Manifest:
+    """Grafana's picture of the fleet."""
+    panels = [
+        {
+            "id": index + 1,
+            "type": "timeseries",
+            "title": title,
+            "datasource": {"type": "prometheus", "uid": "${datasource}"},
+            "gridPos": {"x": 12 * (index % 2), "y": 8 * (index // 2), "w": 12, "h": 8},
+            "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
+            "targets": [
+                {"refId": chr(ord("A") + i), "expr": query, "legendFormat": legend}
+                for i, (legend, query) in enumerate(queries.items())
+            ],
+        }
+        for index, (title, unit, queries) in enumerate(_panels(spec))
+    ]
+    picture = {
+        "title": f"{spec.namespace}/{spec.name}",
+        "schemaVersion": 39,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {
+            "list": [{"name": "datasource", "type": "datasource", "query": "prometheus"}]
+        },
+        "panels": panels,
+    }
+    common = spec.metadata
+    body = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            **common,
+            "name": f"{spec.name}-dashboard",
+            "labels": {**common["labels"], "grafana_dashboard": "1"},
+        },
+        "data": {f"{spec.name}.json": json.dumps(picture, indent=2) + "\n"},
+    }
+    return Manifest(
+        "dashboard.yaml",
+        body,
+        {"metadata.labels.grafana_dashboard": "Grafana's sidecar loads what has this label."},
+    )
+
+
+def _panels(spec: DeploymentSpec) -> list[tuple[str, str, dict[str, str]]]:
+    """Title, Grafana's unit, and a query for each legend."""
+    series = spec.series_labels
+    s = selector_of(series)
+
+    def quantiles(histogram: str) -> dict[str, str]:
+        buckets = f"sum by (le) (rate(vllm:{histogram}_bucket{s}[1m]))"
+        return {f"p{q}": f"histogram_quantile(0.{q}, {buckets})" for q in (50, 95, 99)}
+
+    return [
+        (
+            "Requests",
+            "short",
+            {
+                "waiting": promql("num_requests_waiting", series),
+                "running": promql("num_requests_running", series),
+                "target": f"{spec.requests_per_replica} * {promql('num_replicas_ready', series)}",
+            },
+        ),
+        (
+            "Replicas",
+            "short",
+            {
+                "answering": promql("num_replicas_ready", series),
+                "all": f"count(up{s})",
+            },
+        ),
+        ("Oldest waiting request", "s", {"age": promql("queue_age_s", series)}),
+        (
+            "KV cache in use",
+            "percentunit",
+            {"{{pod}}": f"vllm:kv_cache_usage_perc{s}"},
+        ),
+        ("Time to first token", "s", quantiles("time_to_first_token_seconds")),
+        ("Time per output token", "s", quantiles("request_time_per_output_token_seconds")),
+        (
+            "Tokens a second",
+            "short",
+            {
+                "prompt": f"sum(rate(vllm:prompt_tokens_total{s}[1m]))",
+                "generated": f"sum(rate(vllm:generation_tokens_total{s}[1m]))",
+            },
+        ),
+        (
+            "Requests a second that ended or were refused",
+            "reqps",
+            {
+                "{{finished_reason}}": (
+                    f"sum by (finished_reason) (rate(vllm:request_success_total{s}[1m]))"
+                ),
+                "refused: {{reason}}": (
+                    f"sum by (reason) (rate(vllm:admission_rejections_total{s}[1m]))"
+                ),
+            },
+        ),
+        (
+            "Prompt tokens found in the prefix cache",
+            "percentunit",
+            {
+                "share": f"sum(rate(vllm:prefix_cache_hits_total{s}[5m])) / "
+                f"sum(rate(vllm:prefix_cache_queries_total{s}[5m]))"
+            },
+        ),
+        (
+            "Preemptions a minute",
+            "short",
+            {"{{pod}}": f"60 * rate(vllm:num_preemptions_total{s}[5m])"},
+        ),
+    ]
