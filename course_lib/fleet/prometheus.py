@@ -195,18 +195,30 @@ class PrometheusMetrics:
     Args:
         prometheus: where to ask.
         labels: of the fleet's targets, such as a job; none for all that this Prometheus scrapes.
+        max_age_s: of the latest scrape. Prometheus itself goes back up to five minutes, and so
+            tells after an outage of its own, until it has scraped, what was before.
     """
 
-    def __init__(self, prometheus: Prometheus, labels: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        prometheus: Prometheus,
+        labels: Mapping[str, str] | None = None,
+        max_age_s: float = 60.0,
+    ) -> None:
         self.prometheus = prometheus
         self.labels = dict(labels or {})
+        self.max_age_s = number("max_age_s", max_age_s, above=0)
 
     def read(self) -> FleetMetrics:
         """The metrics now. A name whose query is empty is absent.
 
         Raises:
-            PrometheusError: one of them could not be asked for.
+            PrometheusError: one of them could not be asked for, or they are too old.
         """
+        scraped = f"max(timestamp(vllm:num_requests_running{selector_of(self.labels)}))"
+        age_s = self.prometheus.query(f"time() - {scraped}")
+        if age_s is not None and age_s > self.max_age_s:
+            raise PrometheusError(f"the last scrape was {age_s:.0f} s ago")
         asked = {name: self.prometheus.query(promql(name, self.labels)) for name in QUERIES}
         values = {name: value for name, value in asked.items() if value is not None}
         return FleetMetrics(values, self._replicas())

@@ -194,3 +194,14 @@ def test_one_bad_number_and_nothing_is_read(fake, prometheus):
     fake.answers[promql("kv_cache_utilization")] = one("NaN")
     with pytest.raises(PrometheusError, match="kv_cache_usage_perc"):
         PrometheusMetrics(prometheus).read()
+
+
+def test_what_was_before_an_outage_is_not_told_as_now(fake, prometheus):
+    source = PrometheusMetrics(prometheus, JOB, max_age_s=30)
+    fake.answers[promql("num_requests_waiting", JOB)] = one("5")
+    age = 'time() - max(timestamp(vllm:num_requests_running{job="chat"}))'
+    fake.answers[age] = one("29.5")
+    assert source.read()["num_requests_waiting"] == 5
+    fake.answers[age] = one("31")
+    with pytest.raises(PrometheusError, match="the last scrape was 31 s ago"):
+        source.read()
