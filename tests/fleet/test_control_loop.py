@@ -17,12 +17,16 @@ from course_lib.fleet.control_loop import (
 )
 from course_lib.fleet.keda import Fallback, Keda, PrometheusTrigger
 from course_lib.fleet.kubernetes import ExternalMetric, HorizontalPodAutoscaler
-from course_lib.fleet.metrics import FleetMetrics, ReplicaMetrics
-from course_lib.fleet.prometheus import Prometheus, PrometheusMetrics, promql
+from course_lib.fleet.metrics import METRICS, FleetMetrics, ReplicaMetrics
+from course_lib.fleet.prometheus import QUERIES, Prometheus, PrometheusMetrics, promql
+from course_lib.fleet.simulator import simulate
+from course_lib.fleet.spec import FleetSpec, ReplicaSpec
+from course_lib.fleet.step_time import FittedStepTime
+from course_lib.traces.generators import steady
 from tests.fleet.fake_prometheus import FakePrometheus, one
+from tests.fleet.safe_policies import LOAD, POLICIES
 from tests.serving.servers import wait_until
 
-LOAD = "num_requests_waiting + num_requests_running"
 LOST = NoMetrics("http://prometheus does not answer: refused")
 
 
@@ -396,3 +400,40 @@ def test_another_autoscaler_reads_the_same_record():
     )
     assert [decision.replicas for decision in hpa] == [4, 2]
     assert "nothing moves" in hpa[1].reason
+
+
+# The simulator runs the same objects on the same names.
+
+
+class Recorder:
+    """An autoscaler whose steps are kept as those of a loop are."""
+
+    def __init__(self, autoscaler, clock, steps):
+        self.autoscaler, self.clock, self.steps = autoscaler, clock, steps
+
+    def decide(self, metrics, current_replicas):
+        decision = self.autoscaler.decide(metrics, current_replicas)
+        step = LoopDecision(self.clock(), metrics, current_replicas, decision)
+        self.steps.append(step.to_json())
+        return decision
+
+
+@pytest.mark.parametrize("make", POLICIES.values(), ids=POLICIES)
+def test_what_a_simulation_decided_replays_too(make):
+    lines = []
+    fleet = FleetSpec(
+        ReplicaSpec(FittedStepTime(step_s=0.05), 300, 512, max_num_seqs=2),
+        initial_replicas=2,
+        autoscaler=lambda clock: Recorder(make(clock), clock, lines),
+        scrape_interval_s=2,
+    )
+    trace = steady(2, 60, seed=1, prompt_tokens=(5, 50), output_tokens=(5, 50))
+    result = simulate(trace, fleet)
+    steps = read_record(lines)
+    assert len({step.decision for step in steps}) > 1
+    assert set(steps[0].metrics) == set(METRICS) > set(QUERIES)
+    decisions = replay(steps, make)
+    assert decisions == [step.decision for step in steps]
+    assert [(decision.replicas, decision.reason) for decision in decisions] == [
+        (row["wanted"], row["reason"]) for row in result.decision_rows
+    ]
