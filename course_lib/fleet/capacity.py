@@ -160,6 +160,8 @@ class Capacity:
         spot = fleet.spot
         warning_s = spot.warning_s if spot else 0.0
         self.drain = fleet.drain or DrainPolicy(warning_s, min(1.0, warning_s))
+        self.plan = fleet.warm_pool(clock) if callable(fleet.warm_pool) else None
+        self.pool_size = 0 if callable(fleet.warm_pool) else fleet.warm_pool
 
     @property
     def current(self) -> list[Member]:
@@ -179,7 +181,8 @@ class Capacity:
         """Have so many warm ones in rotation, and the warm pool in place."""
         for _ in range(replicas):
             self._load(self._start({}), 0.0)
-        for _ in range(self.fleet.warm_pool):
+        self._plan_pool(replicas)
+        for _ in range(self.pool_size):
             member = self._start({}, for_standby=True)
             member.enter(State.STANDBY, self.clock.now_s)
 
@@ -192,6 +195,7 @@ class Capacity:
             newest_first = sorted(current, key=lambda m: (m.state is State.READY, -m.number))
             for member in newest_first[: len(current) - wanted]:
                 self._remove(member)
+        self._plan_pool(wanted)
         self._fill_warm_pool()
 
     def _add(self, count: int) -> None:
@@ -206,9 +210,22 @@ class Capacity:
         for _ in range(count - len(standby) - len(loading)):
             self._start_cold()
 
+    def _plan_pool(self, current: int) -> None:
+        """Ask the plan, if there is one, and end those that need not stand by any more."""
+        if self.plan is None:
+            return
+        decision = self.plan.decide(current)
+        if decision.replicas != self.pool_size:
+            self.owner.log("warm_pool", self.region, decision.replicas, decision.reason)
+        self.pool_size = decision.replicas
+        pool = [member for member in self.members if member.for_standby]
+        newest_first = sorted(pool, key=lambda m: (m.state is State.STANDBY, -m.number))
+        for member in newest_first[: max(0, len(pool) - self.pool_size)]:
+            self.end(member, "scaled down")
+
     def _fill_warm_pool(self) -> None:
         there = sum(member.for_standby for member in self.members)
-        for _ in range(self.fleet.warm_pool - there):
+        for _ in range(self.pool_size - there):
             self._start_cold(for_standby=True)
 
     def _start_cold(self, for_standby: bool = False) -> None:
@@ -276,7 +293,7 @@ class Capacity:
             self.end(member, "scaled down")
 
     def _pool_is_short(self) -> bool:
-        return sum(member.for_standby for member in self.members) < self.fleet.warm_pool
+        return sum(member.for_standby for member in self.members) < self.pool_size
 
     def leave_if_empty(self, member: Member) -> None:
         """A draining replica that has finished goes to the warm pool if that is short, or ends."""

@@ -20,6 +20,7 @@ from course_lib.fleet.regions import Outage, Region
 from course_lib.fleet.router import RoundRobin, Router
 from course_lib.fleet.spot import SpotMarket
 from course_lib.fleet.step_time import StepTimeModel
+from course_lib.fleet.warm_pool import WarmPool
 from course_lib.serving.admission_base import AdmissionBase
 from course_lib.serving.lifecycle import DrainPolicy
 from course_lib.validation import number, whole_number
@@ -104,7 +105,8 @@ class FleetSpec:
         admission: makes each replica's policy. None: everybody is let in.
         scrape_interval_s: metrics are read, and the autoscaler decides, so often.
         cold_start: what it takes to start a replica.
-        warm_pool: loaded replicas that stand by; one goes into rotation in `activation_s`.
+        warm_pool: loaded replicas that stand by; one goes into rotation in `activation_s`. A
+            number, or what makes a plan for each region, which decides once a scrape.
         activation_s: see there.
         warm_up_prefixes: so many of the router's busiest prefixes are computed by a new replica
             before it goes into rotation.
@@ -129,7 +131,7 @@ class FleetSpec:
     admission: Callable[[Clock], AdmissionBase] | None = None
     scrape_interval_s: float = 15.0
     cold_start: ColdStart = field(default_factory=ColdStart)
-    warm_pool: int = 0
+    warm_pool: int | Callable[[Clock], WarmPool] = 0
     activation_s: float = 1.0
     warm_up_prefixes: int = 0
     spot: SpotMarket | None = None
@@ -142,8 +144,10 @@ class FleetSpec:
     slowdowns: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("initial_replicas", "warm_pool", "warm_up_prefixes", "max_retries"):
+        for name in ("initial_replicas", "warm_up_prefixes", "max_retries"):
             whole_number(name, getattr(self, name), at_least=0)
+        if not callable(self.warm_pool):
+            whole_number("warm_pool", self.warm_pool, at_least=0)
         number("scrape_interval_s", self.scrape_interval_s, above=0)
         for name in ("activation_s", "connect_timeout_s"):
             number(name, getattr(self, name), at_least=0)

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from course_lib.fleet.autoscaler import AutoscalerBase
+from course_lib.fleet.autoscaler import AutoscalerBase, ScalingDecision
 from course_lib.fleet.cold_start import ColdStart, Duration
 from course_lib.fleet.regions import Outage, Region, RegionFailover
 from course_lib.fleet.router import LeastOutstanding, RoundRobin
@@ -31,6 +31,16 @@ class UpAndDown(AutoscalerBase):
 
     def recommend(self, metrics, current_replicas):
         return int(self.clock() // 2) % 4
+
+
+class ComesAndGoes:
+    """A warm pool of another size every second."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def decide(self, current_replicas):
+        return ScalingDecision(int(self.clock()) % 3, "by the clock")
 
 
 def random_trace(rng: random.Random) -> Trace:
@@ -78,7 +88,7 @@ def random_fleet(rng: random.Random) -> FleetSpec:
         admission=_maybe(rng, lambda clock: AdmissionPolicy(max_num_queued_reqs=5, clock=clock)),
         scrape_interval_s=rng.choice([0.4, 1.0]),
         cold_start=QUICK_START,
-        warm_pool=rng.choice([0, 0, 1]),
+        warm_pool=rng.choice([0, 0, 1, ComesAndGoes]),
         activation_s=0.1,
         gateway=Gateway(
             rng.choice([0.0, 0.0, 0.01]), rng.choice([10, 1000]), rng.choice([1.0, 20.0])
