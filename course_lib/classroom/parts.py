@@ -32,6 +32,7 @@ PARTS = (
     Part("scheduler", "course_lib.engine.scheduler:Scheduler", "A1"),
     Part("admission", "course_lib.serving.admission:AdmissionPolicy", "A2"),
     Part("autoscaler", "course_lib.fleet.proportional:ProportionalAutoscaler", "A3"),
+    Part("cold_start", "course_lib.fleet.warm_pool:ColdStartPlan", "A4"),
     Part("sizing", "course_lib.sizing.memory:estimate_gpu_requirements", "B1"),
     Part("block_pool", "course_lib.engine.block_pool:BlockPool", "B2"),
     Part("paged_attention", "kernels.paged_attention:paged_attention", "B3"),
