@@ -38,57 +38,60 @@ def pod_monitor(spec: DeploymentSpec) -> Manifest:
 
 def prometheus_rule(spec: DeploymentSpec) -> Manifest:
     """The alerts: objectives that are missed, and metrics that are lost."""
-    series = spec.series_labels
-    up = f"up{selector_of(series)}"
+    up = f"up{selector_of(spec.series_labels)}"
+
+    def alert(name: str, query: str, lasting: str, summary: str) -> dict[str, Any]:
+        severity = "critical" if name == "MetricsLost" else "warning"
+        return {
+            "alert": name,
+            "expr": query,
+            "for": lasting,
+            # Aggregates have no labels of their own, by which to send them to somebody.
+            "labels": {"severity": severity, **spec.series_labels},
+            "annotations": {"summary": f"{spec.name}: {summary}"},
+        }
+
+    def above(metric: str, limit: float) -> str:
+        return f"{promql(metric, spec.series_labels)} > {limit:g}"
+
+    rules = [
+        alert(
+            "TimeToFirstTokenHigh",
+            above("ttft_p95_ms", spec.ttft_p95_ms),
+            "2m",
+            f'TTFT p95 is {{{{ printf "%.0f" $value }}}} ms, above {spec.ttft_p95_ms:g} ms',
+        ),
+        alert(
+            "QueueTooOld",
+            above("queue_age_s", spec.queue_age_s),
+            "2m",
+            f'a request has waited {{{{ printf "%.0f" $value }}}} s, above {spec.queue_age_s:g} s',
+        ),
+        alert(
+            "KVCacheFull",
+            above("kv_cache_utilization", spec.kv_cache_utilization),
+            "2m",
+            "the KV cache is {{ $value | humanizePercentage }} full on average; preemptions are "
+            "near",
+        ),
+        alert(
+            "MetricsLost",
+            f"absent({up} == 1)",
+            "1m",
+            "no replica is scraped; the autoscaler is blind and keeps what runs",
+        ),
+        alert(
+            "ReplicaNotScraped",
+            f"{up} == 0",
+            f"{spec.startup_s + 60}s",
+            "{{ $labels.instance }} does not answer; the autoscaler does not see its requests",
+        ),
+    ]
     body = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
         "metadata": _picked_up(spec),
-        "spec": {
-            "groups": [
-                {
-                    "name": spec.name,
-                    "rules": [
-                        _alert(
-                            "TimeToFirstTokenHigh",
-                            f"{promql('ttft_p95_ms', series)} > {spec.ttft_p95_ms:g}",
-                            "2m",
-                            f"TTFT p95 of {spec.name} is {{{{ $value | humanize }}}} ms, above "
-                            f"{spec.ttft_p95_ms:g} ms",
-                        ),
-                        _alert(
-                            "QueueTooOld",
-                            f"{promql('queue_age_s', series)} > {spec.queue_age_s:g}",
-                            "2m",
-                            f"a request of {spec.name} has waited {{{{ $value | humanize }}}} s, "
-                            f"above {spec.queue_age_s:g} s",
-                        ),
-                        _alert(
-                            "KVCacheFull",
-                            f"{promql('kv_cache_utilization', series)} > "
-                            f"{spec.kv_cache_utilization:g}",
-                            "2m",
-                            f"the KV cache of {spec.name} is {{{{ $value | humanizePercentage }}}} "
-                            "full on average; preemptions are near",
-                        ),
-                        _alert(
-                            "MetricsLost",
-                            f"absent({up} == 1)",
-                            "1m",
-                            f"no replica of {spec.name} is scraped; the autoscaler is blind and "
-                            "keeps what runs",
-                        ),
-                        _alert(
-                            "ReplicaNotScraped",
-                            f"{up} == 0",
-                            f"{spec.startup_s + 60}s",
-                            f"{{{{ $labels.instance }}}} of {spec.name} does not answer; its "
-                            "requests are missing in what the autoscaler sees",
-                        ),
-                    ],
-                }
-            ]
-        },
+        "spec": {"groups": [{"name": spec.name, "rules": rules}]},
     }
     return Manifest(
         "prometheusrule.yaml",
@@ -99,16 +102,6 @@ def prometheus_rule(spec: DeploymentSpec) -> Manifest:
             "not answer yet.",
         },
     )
-
-
-def _alert(name: str, query: str, lasting: str, summary: str) -> dict[str, Any]:
-    return {
-        "alert": name,
-        "expr": query,
-        "for": lasting,
-        "labels": {"severity": "critical" if name == "MetricsLost" else "warning"},
-        "annotations": {"summary": summary},
-    }
 
 
 def _picked_up(spec: DeploymentSpec) -> dict[str, Any]:
