@@ -12,7 +12,7 @@ from course_lib.engine.outputs import LogprobsAtPosition
 from course_lib.engine.request import Request
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ScheduledRequest:
     """One request's share of a step: compute its tokens `start` to `start + num_tokens`."""
 

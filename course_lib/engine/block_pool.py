@@ -60,19 +60,22 @@ class BlockPool(BlockPoolBase):
         Returns:
             False if there are not enough free blocks; then nothing has changed.
         """
-        num_cached_tokens = len(prefix_blocks) * self.block_size
-        num_tokens = request.num_computed_tokens + num_cached_tokens + num_new_tokens
-        if prefix_blocks or num_tokens > len(request.block_ids) * self.block_size:
+        size, block_ids = self.block_size, request.block_ids
+        num_tokens = request.num_computed_tokens + len(prefix_blocks) * size + num_new_tokens
+        if prefix_blocks or num_tokens > len(block_ids) * size:
             if self._num_missing_blocks(request, num_tokens, prefix_blocks) > self.num_free_blocks:
                 return False
             for block in prefix_blocks:
                 self._take_back(block)
-            request.block_ids.extend(prefix_blocks)
+            block_ids.extend(prefix_blocks)
             request.num_final_blocks += len(prefix_blocks)
-            while len(request.block_ids) * self.block_size < num_tokens:
-                request.block_ids.append(self._take_free_block())
+            num_missing = -(-num_tokens // size) - len(block_ids)
+            block_ids.extend([self._take_free_block() for _ in range(num_missing)])
         if self.enable_prefix_caching:
-            self._cache_full_blocks(request, num_tokens)
+            # Draft tokens may be rejected and overwritten: a block with one of them is not final.
+            num_final_blocks = min(num_tokens, request.num_tokens) // size
+            if num_final_blocks > request.num_final_blocks:
+                self._cache_final_blocks(request, num_final_blocks)
         return True
 
     def free(self, request: Request) -> None:
@@ -116,19 +119,15 @@ class BlockPool(BlockPoolBase):
         self.ref_counts[block] = 1
         return block
 
-    def _cache_full_blocks(self, request: Request, num_tokens: int) -> None:
+    def _cache_final_blocks(self, request: Request, num_final_blocks: int) -> None:
         """Make the blocks that this step fills findable, already for requests of the same step.
 
-        Draft tokens may be rejected and overwritten, so a block with one of them is not final. A
-        block whose contents another block has already stays private: duplicates are not merged.
+        A block whose contents another block has already stays private: duplicates are not merged.
         """
-        num_full_blocks = min(num_tokens, request.num_tokens) // self.block_size
-        if num_full_blocks == request.num_final_blocks:
-            return
-        hashes = self.hashes_of(request, num_full_blocks)
-        for index in range(request.num_final_blocks, num_full_blocks):
+        hashes = self.hashes_of(request, num_final_blocks)
+        for index in range(request.num_final_blocks, num_final_blocks):
             block, block_hash = request.block_ids[index], hashes[index]
             if block_hash not in self.cached_blocks:
                 self.block_hashes[block] = block_hash
                 self.cached_blocks[block_hash] = block
-        request.num_final_blocks = num_full_blocks
+        request.num_final_blocks = num_final_blocks

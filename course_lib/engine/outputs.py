@@ -18,7 +18,7 @@ class Logprob:
 LogprobsAtPosition = dict[int, Logprob]
 
 
-@dataclass
+@dataclass(slots=True)
 class CompletionOutput:
     """One completion of a prompt."""
 
@@ -35,7 +35,7 @@ class CompletionOutput:
         return self.finish_reason is not None
 
 
-@dataclass
+@dataclass(slots=True)
 class RequestOutput:
     """The state of a request after a step, or at its end."""
 

@@ -146,30 +146,33 @@ class SchedulerBase(ABC):
             An output for each request that got tokens. Its completion holds this step's tokens;
             the engine adds the text.
         """
+        return [_output(request, token_ids) for request, token_ids in self.book(batch, result)]
+
+    def book(self, batch: ScheduledBatch, result: StepResult) -> list[tuple[Request, list[int]]]:
+        """Book the result of a step. Returns the requests that got tokens, each with those."""
         now = self.clock()
         self.stats.num_steps += 1
         self.stats.num_scheduled_tokens += batch.num_tokens
-        outputs = []
+        booked = []
         for index, entry in enumerate(batch.scheduled):
             request = entry.request
-            if request.status.finished:  # aborted while the step ran
-                continue
             new_token_ids = result.sampled_token_ids[index]
-            if not new_token_ids:
+            if not new_token_ids or request.status.finished:  # aborted while the step ran
                 continue
-            num_rejected = entry.num_draft_tokens - (len(new_token_ids) - 1)
-            request.num_computed_tokens -= num_rejected
+            if request.draft_token_ids:
+                num_rejected = entry.num_draft_tokens - (len(new_token_ids) - 1)
+                request.num_computed_tokens -= num_rejected
+                request.draft_token_ids = []
             new_token_ids = self._append(request, new_token_ids, now)
             if result.draft_token_ids and not request.status.finished:
                 room = self.max_request_tokens - request.num_tokens - 1
                 request.draft_token_ids = result.draft_token_ids[index][:room]
-            outputs.append(_output(request, new_token_ids))
+            booked.append((request, new_token_ids))
         self.running = [r for r in self.running if not r.status.finished]
-        return outputs
+        return booked
 
     def _append(self, request: Request, new_token_ids: list[int], now: float) -> list[int]:
         """Append tokens up to the one that ends the request. Returns those kept."""
-        request.draft_token_ids = []
         for count, token in enumerate(new_token_ids, start=1):
             request.token_ids.append(token)
             request.metrics.token_times.append(now)
@@ -181,15 +184,15 @@ class SchedulerBase(ABC):
         return new_token_ids
 
     def _end_after(self, request: Request, token: int) -> RequestStatus | None:
-        params = request.sampling_params
-        if request.num_output_tokens >= params.min_tokens:
+        params, num_output_tokens = request.sampling_params, request.num_output_tokens
+        if num_output_tokens >= params.min_tokens:
             if token in request.eos_token_ids and not params.ignore_eos:
                 return RequestStatus.STOPPED
-            if token in (params.stop_token_ids or ()):
+            if params.stop_token_ids and token in params.stop_token_ids:
                 request.stop_reason = token
                 return RequestStatus.STOPPED
         full = request.num_tokens >= self.max_request_tokens
-        if full or request.num_output_tokens == params.max_tokens:
+        if full or num_output_tokens == params.max_tokens:
             return RequestStatus.LENGTH
         return None
 

@@ -12,7 +12,7 @@ from course_lib.fleet.capacity import Member
 from course_lib.fleet.replica import Replica, SimulatedRequest, probe_of
 from course_lib.fleet.router import RoutedRequest
 from course_lib.serving.admission_base import Arrival, EngineLoad, PriorityClass
-from course_lib.traces.trace import TraceRequest, content_ids
+from course_lib.traces.trace import TraceRequest, content_ids, prompt_contents
 
 
 class Flight:
@@ -27,6 +27,7 @@ class Flight:
         "held_since_s",
         "index",
         "member",
+        "prompt",
         "prompt_token_ids",
         "request",
         "request_id",
@@ -37,7 +38,8 @@ class Flight:
         self.index = index
         self.request = request
         self.request_id = str(index)
-        self.prompt_token_ids: Sequence[int] = content_ids(request, -1 - 2 * index)
+        self.prompt = prompt_contents(request, -1 - 2 * index)
+        self.prompt_token_ids: Sequence[int] = content_ids(self.prompt)
         self.arrival_s = request.arrival_s
         self.retries = 0
         self._probe: Request | None = None
@@ -47,11 +49,10 @@ class Flight:
         self.first_token_s: float | None = None  # of the attempt that runs
         self.held_since_s: float | None = None  # at the gateway, for want of a replica
 
-    @property
-    def probe(self) -> Request:
-        """Its prompt, to be looked up in prefix caches."""
+    def probe(self, block_size: int) -> Request:
+        """Its prompt, to be looked up in prefix caches; all replicas have that block size."""
         if self._probe is None:
-            self._probe = probe_of(self)
+            self._probe = probe_of(self, block_size)
         return self._probe
 
     # What a router may know, see `RoutedRequest`.
@@ -111,9 +112,11 @@ def flight_of(attempt: Request) -> Flight | None:
     return attempt.flight
 
 
-def kept_probe(request: RoutedRequest) -> Request:
+def kept_probe(request: RoutedRequest, block_size: int) -> Request:
     """A probe for prefix caches, made once a request if the router hands on what it was given."""
-    return request.probe if isinstance(request, Flight) else probe_of(request)
+    if isinstance(request, Flight):
+        return request.probe(block_size)
+    return probe_of(request, block_size)
 
 
 def load_of(replica: Replica, priority_class: PriorityClass, now_s: float) -> EngineLoad:

@@ -5,7 +5,7 @@ another one: `ModelledExecutor` computes nothing and says how long it would have
 
 Where the batch cannot change (all decode, nobody ends, nobody is admitted) the steps up to the next
 change are alike, and the replica jumps over them. Scheduling stays with `Scheduler.schedule()`,
-which makes the first of these steps, and `Scheduler.update()`, which books the last one. What the
+which makes the first of these steps, and `Scheduler.book()`, which books the last one. What the
 steps between would have done to the requests is done at once, and in the same order.
 """
 
@@ -21,9 +21,11 @@ from course_lib.engine.block_pool import BlockPool
 from course_lib.engine.request import Request, RequestStatus
 from course_lib.engine.sampling_params import SamplingParams
 from course_lib.engine.scheduler import Scheduler
+from course_lib.fleet.block_names import block_names, contents_of
 from course_lib.fleet.router import RoutedRequest
 from course_lib.fleet.spec import ReplicaSpec
 from course_lib.fleet.step_time import StepTimeModel, StepWork
+from course_lib.traces.trace import Segment, content_ids
 
 
 class SimulatedRequest(Request):
@@ -31,7 +33,7 @@ class SimulatedRequest(Request):
 
     Args:
         request_id: unique in the simulation.
-        prompt_token_ids: `course_lib.traces.trace.content_ids` of it.
+        prompt: its contents, at least one token in all.
         params: its `max_tokens` is the length of the reply.
         reply_token: stands at each place of the reply.
         arrival_time: at the replica, in seconds.
@@ -41,23 +43,20 @@ class SimulatedRequest(Request):
     def __init__(
         self,
         request_id: str,
-        prompt_token_ids: Sequence[int],
+        prompt: Sequence[Segment],
         params: SamplingParams,
         reply_token: int,
         arrival_time: float,
         priority: int = 0,
     ) -> None:
         super().__init__(
-            request_id, prompt_token_ids, params, arrival_time=arrival_time, priority=priority
+            request_id, content_ids(prompt), params, arrival_time=arrival_time, priority=priority
         )
-        self.reply_token = reply_token
+        assert params.max_tokens is not None
+        self.contents = (*prompt, Segment(reply_token, params.max_tokens))
+        self.reply = [reply_token]  # of a step
+        self.final_tokens = self.num_tokens + params.max_tokens
         self.flight: Any = None  # whose attempt it is, for whoever simulates
-
-    @property
-    def remaining_tokens(self) -> int:
-        """Of the reply, not generated yet."""
-        assert self.sampling_params.max_tokens is not None
-        return self.sampling_params.max_tokens - self.num_output_tokens
 
 
 class VirtualClock:
@@ -101,7 +100,7 @@ class ModelledExecutor:
                 now_s + self.step_time.seconds(StepWork.of(batch.scheduled)) * self.slowdown
             ]
         else:
-            context_tokens = sum(entry.end for entry in batch.scheduled)
+            context_tokens = sum([entry.start + 1 for entry in batch.scheduled])
             times = np.empty(num_steps + 1)
             times[0] = now_s
             times[1:] = self.step_time.decode_seconds(
@@ -109,17 +108,19 @@ class ModelledExecutor:
             )
             times[1:] *= self.slowdown
             self.ends_s = np.cumsum(times)[1:].tolist()  # added up as single steps would be
-        return StepResult([[_reply_token(e.request)] if e.samples else [] for e in batch.scheduled])
+        return StepResult([_reply(e.request) if e.samples else [] for e in batch.scheduled])
 
 
-def _reply_token(request: Request) -> int:
+def _reply(request: Request) -> list[int]:
     assert isinstance(request, SimulatedRequest)
-    return request.reply_token
+    return request.reply
 
 
-def probe_of(request: RoutedRequest) -> Request:
+def probe_of(request: RoutedRequest, block_size: int) -> Request:
     """A request with this prompt, to be matched against prefix caches and never queued."""
-    return Request("probe", request.prompt_token_ids)
+    probe = Request("probe", request.prompt_token_ids)
+    probe.block_hashes = block_names(contents_of(request.prompt_token_ids), block_size)
+    return probe
 
 
 class Replica:
@@ -147,7 +148,7 @@ class Replica:
         region: str = "",
         slowdown: float = 1.0,
         jump: bool | None = None,
-        probe_of: Callable[[RoutedRequest], Request] = probe_of,
+        probe_of: Callable[[RoutedRequest, int], Request] = probe_of,
     ) -> None:
         self.name = name
         self.region = region
@@ -199,7 +200,10 @@ class Replica:
     def cached_tokens(self, request: RoutedRequest) -> int:
         """Tokens of the prompt that the prefix cache holds. Exact, and nothing is changed."""
         self.settle()
-        return len(self.block_pool.match_prefix(self.probe_of(request))) * self.block_size
+        return (
+            len(self.block_pool.match_prefix(self.probe_of(request, self.block_size)))
+            * self.block_size
+        )
 
     @property
     def busy_s(self) -> float:
@@ -242,6 +246,8 @@ class Replica:
         self.settle()
         head = self.scheduler.waiting[0] if self.scheduler.waiting else None
         self.scheduler.add_request(request)
+        if self.block_pool.enable_prefix_caching:
+            request.block_hashes = block_names(request.contents, self.block_size)
         if not self._still_blocked(head):
             self._cut()
 
@@ -265,7 +271,7 @@ class Replica:
         batch, result = self._batch, self._result
         assert batch is not None and result is not None
         self.settle()
-        self.scheduler.update(batch, result)
+        self.scheduler.book(batch, result)
         self._begin()
         return batch
 
@@ -310,19 +316,17 @@ class Replica:
         At the last one a request may end. Fewer than there are is right, too.
         """
         scheduler, pool = self.scheduler, self.block_pool
-        entries = batch.scheduled
+        entries, limit = batch.scheduled, scheduler.max_request_tokens
         if len(entries) != len(scheduler.running):
             return 1
         num_steps = 1 << 30
         for entry in entries:
             request = entry.request
-            if entry.num_tokens != 1 or not request.num_output_tokens or not entry.samples:
+            num_tokens = len(request.token_ids)
+            decodes = entry.start + 1 == num_tokens > len(request.prompt_token_ids)
+            if not decodes:
                 return 1
-            num_steps = min(
-                num_steps,
-                _remaining(request),
-                scheduler.max_request_tokens - request.num_tokens,
-            )
+            num_steps = min(num_steps, _final_tokens(request) - num_tokens, limit - num_tokens)
         if num_steps > 1 and not self._admits_nobody():
             return 1
         # Each request takes at most one block for each `block_size` steps, rounded up.
@@ -342,7 +346,7 @@ class Replica:
         # its prompt repeats, and then the very next block holds a token of such a reply.
         start = len(prefix) * self.block_size
         following = head.token_ids[start : start + self.block_size]
-        replies = {_reply_token(request) for request in scheduler.running}
+        replies = {token for request in scheduler.running for token in _reply(request)}
         return replies.isdisjoint(following)
 
     def _still_blocked(self, head: Request | None) -> bool:
@@ -375,7 +379,7 @@ class Replica:
         num_steps = len(ends_s)
         requests = [entry.request for entry in self._batch.scheduled]
         for request in requests:
-            request.token_ids += [_reply_token(request)] * num_steps
+            request.token_ids += _reply(request) * num_steps
             request.metrics.token_times += ends_s
         if self.block_pool.enable_prefix_caching:
             self._allocate_in_order(requests, num_steps)
@@ -411,6 +415,10 @@ class Replica:
             request.num_computed_tokens = start + num_steps
 
 
-def _remaining(request: Request) -> int:
+def _final_tokens(request: Request) -> int:
     assert isinstance(request, SimulatedRequest)
-    return request.remaining_tokens
+    return request.final_tokens
+
+
+def _remaining(request: Request) -> int:
+    return _final_tokens(request) - request.num_tokens

@@ -10,8 +10,11 @@ The same trace, fleet and seed give the same result, on any machine. A request g
 and back to the gateway when its replica is taken away. Each ends once: finished or rejected.
 """
 
+import gc
 import math
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from tqdm import tqdm
 from course_lib.engine.batch import ScheduledBatch
 from course_lib.engine.request import Request, RequestStatus
 from course_lib.engine.sampling_params import SamplingParams
+from course_lib.fleet.block_names import contents_of
 from course_lib.fleet.capacity import Capacity, Member, State
 from course_lib.fleet.events import EventQueue, Rank
 from course_lib.fleet.flight import Flight, flight_of, kept_probe, load_of
@@ -60,10 +64,22 @@ def simulate(
         RuntimeError: a scheduler leaves its requests alone for ever.
     """
     simulation = Simulation(trace, fleet, seed, jump, record_events)
-    simulation.run(
-        trace.duration_s if until_s is None else number("until_s", until_s), show_progress
-    )
+    until_s = trace.duration_s if until_s is None else number("until_s", until_s)
+    with without_cycle_search():
+        simulation.run(until_s, show_progress)
     return simulation.result()
+
+
+@contextmanager
+def without_cycle_search() -> Iterator[None]:
+    """Spare Python its searches for garbage in cycles: while it runs, a simulation makes none."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Simulation:
@@ -239,7 +255,7 @@ class Simulation:
         reply = -2 - 2 * flight.index if request.reply is None else request.reply
         attempt = SimulatedRequest(
             f"{flight.index}/{flight.retries}",
-            flight.prompt_token_ids,
+            flight.prompt,
             self._params_for(request.output_tokens),
             reply,
             self.clock.now_s,
@@ -347,6 +363,8 @@ class Simulation:
         """A request's row; it is in no queue any more."""
         self.num_unfinished -= 1
         self.request_rows.append(flight.row(status, reason))
+        if flight.attempt is not None:  # the two would keep each other alive
+            flight.attempt.flight = None
 
     # Replicas that come and go.
 
@@ -386,7 +404,7 @@ class Simulation:
         for place, prefix in enumerate(prefixes[: self.fleet.warm_up_prefixes]):
             request = SimulatedRequest(
                 f"warm-up/{member.number}/{place}",
-                prefix,
+                contents_of(prefix),
                 self._params_for(1),
                 -1,
                 self.clock.now_s,

@@ -5,6 +5,7 @@ that prefix caching needs: `token_ids` spells a prompt out so that equal content
 """
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -68,17 +69,25 @@ class Trace:
         return any(request.segments for request in self.requests)
 
 
-def content_ids(request: TraceRequest, own: int) -> list[int]:
-    """The prompt as one number a token, equal where the contents are: for a simulator.
+def prompt_contents(request: TraceRequest, own: int) -> tuple[Segment, ...]:
+    """The whole prompt as segments; the last one is the request's own part, if it has one.
 
     Args:
         request: whose prompt it is.
         own: a negative number that no other request has.
     """
+    shared = sum(tokens for _, tokens in request.segments)
+    if shared == request.prompt_tokens:
+        return request.segments
+    return (*request.segments, Segment(own, request.prompt_tokens - shared))
+
+
+def content_ids(contents: Iterable[Segment]) -> list[int]:
+    """One number a token, equal where the contents are: a prompt for a simulator."""
     ids: list[int] = []
-    for content, tokens in request.segments:
+    for content, tokens in contents:
         ids += [content] * tokens
-    return ids + [own] * (request.prompt_tokens - len(ids))
+    return ids
 
 
 def token_ids(request: TraceRequest, own: int, vocab_size: int = SMALLEST_VOCABULARY) -> list[int]:
@@ -90,9 +99,9 @@ def token_ids(request: TraceRequest, own: int, vocab_size: int = SMALLEST_VOCABU
         vocab_size: tokens are below this.
     """
     ids: list[int] = []
-    for content, tokens in request.segments:
+    for content, tokens in prompt_contents(request, own):
         ids += _spelled(content, tokens, vocab_size)
-    return ids + _spelled(own, request.prompt_tokens - len(ids), vocab_size)
+    return ids
 
 
 def _spelled(content: int, tokens: int, vocab_size: int) -> list[int]:

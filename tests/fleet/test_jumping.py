@@ -1,6 +1,7 @@
 """Jumping over steps alike changes nothing: the same events at the same times, to the last bit."""
 
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -63,15 +64,18 @@ def test_a_scheduler_of_ones_own_is_asked_at_each_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "where"),
-    [("_still_blocked", replica_module.Replica), ("_remaining", replica_module)],
+    ("where", "what", "instead"),
+    [
+        (replica_module.Replica, "_still_blocked", lambda *_: True),
+        (replica_module, "_final_tokens", lambda request: request.num_tokens + 50),
+    ],
     ids=["past an arrival", "past an end"],
 )
 def test_a_jump_too_far_would_be_noticed(
-    what: str, where: object, monkeypatch: pytest.MonkeyPatch
+    where: object, what: str, instead: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet = FleetSpec(ReplicaSpec(STEP_TIME, 60, 200, max_num_batched_tokens=64))
     trace = steady(20, 3, prompt_tokens=(1, 100), output_tokens=(20, 60), seed=3)
     stepped = simulate(trace, fleet, jump=False, record_events=True)
-    monkeypatch.setattr(where, what, lambda *_: 50)
+    monkeypatch.setattr(where, what, instead)
     assert simulate(trace, fleet, jump=True, record_events=True).events != stepped.events

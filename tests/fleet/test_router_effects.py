@@ -18,7 +18,7 @@ from course_lib.fleet.simulator import simulate
 from course_lib.fleet.spec import FleetSpec, ReplicaSpec
 from course_lib.fleet.step_time import FittedStepTime
 from course_lib.traces.generators import in_region, merge, shared_prefix_sessions
-from course_lib.traces.trace import Trace, TraceRequest
+from course_lib.traces.trace import Segment, Trace, TraceRequest
 from tests.fleet.views import FakeRequest
 
 pytest.importorskip("pandas", reason="tables of results need pandas")
@@ -117,7 +117,7 @@ def test_new_conversations_go_to_a_replica_that_was_warmed_up():
 
 
 def test_prompts_too_long_for_a_replica_do_not_stop_its_warm_up():
-    long = TraceRequest(1.0, 9000, 10, segments=((7, 9000),))
+    long = TraceRequest(1.0, 9000, 10, segments=(Segment(7, 9000),))
     requests = sorted([*conversations(1).requests, long, long], key=lambda r: r.arrival_s)
     fleet = FleetSpec(
         REPLICA,

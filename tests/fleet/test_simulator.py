@@ -26,7 +26,13 @@ from course_lib.fleet.step_time import FittedStepTime, StepWork
 from course_lib.serving.admission import AdmissionPolicy
 from course_lib.serving.lifecycle import DrainPolicy
 from course_lib.traces.generators import concurrent_users, steady
-from course_lib.traces.trace import Trace, TraceRequest, content_ids
+from course_lib.traces.trace import (
+    Segment,
+    Trace,
+    TraceRequest,
+    content_ids,
+    prompt_contents,
+)
 from tests.fleet.random_fleets import STEP_TIME, random_fleet, random_trace
 
 REPLICA = ReplicaSpec(STEP_TIME, num_blocks=2000, max_model_len=4096)
@@ -159,7 +165,7 @@ def _plain_loop(trace: Trace, spec: ReplicaSpec) -> dict[int, tuple[float, float
             index, asked = coming.pop(0)
             requests[index] = Request(
                 str(index),
-                content_ids(asked, -1 - index),
+                content_ids(prompt_contents(asked, -1 - index)),
                 SamplingParams(max_tokens=asked.output_tokens, ignore_eos=True),
                 arrival_time=asked.arrival_s,
             )
@@ -197,7 +203,7 @@ def test_a_slow_replica_takes_as_much_longer() -> None:
 def test_shared_beginnings_are_cached() -> None:
     trace = Trace(
         "shared",
-        tuple(TraceRequest(at, 100, 2, segments=((7, 64),)) for at in (0.0, 1.0)),
+        tuple(TraceRequest(at, 100, 2, segments=(Segment(7, 64),)) for at in (0.0, 1.0)),
     )
     cached = simulate(trace, FleetSpec(REPLICA)).requests.cached_tokens.tolist()
     assert cached == [0, 64]

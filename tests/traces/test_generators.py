@@ -21,7 +21,7 @@ from course_lib.traces.generators import (
     shared_prefix_sessions,
     steady,
 )
-from course_lib.traces.trace import Trace, TraceRequest, content_ids
+from course_lib.traces.trace import Trace, TraceRequest, content_ids, prompt_contents
 
 SHORT = {"prompt_tokens": 10, "output_tokens": 5}
 SPIKE = {"night_rate_per_s": 1.0, "peak_rate_per_s": 20.0, "day_s": 2400.0}
@@ -215,8 +215,8 @@ def test_each_turn_begins_with_the_last_prompt_and_its_reply():
         assert len({turn.tenant for turn in turns}) == 1
         for before, after in itertools.pairwise(turns):
             assert before.reply is not None
-            said = content_ids(before, -1) + [before.reply] * before.output_tokens
-            asked = content_ids(after, -2)
+            said = content_ids(prompt_contents(before, -1)) + [before.reply] * before.output_tokens
+            asked = content_ids(prompt_contents(after, -2))
             assert asked[: len(said)] == said
             assert 5 <= len(asked) - len(said) <= 9
             assert -2 not in asked  # the whole prompt is named, since the next turn repeats it

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from course_lib.traces.readers import read_trace
-from course_lib.traces.trace import Segment, content_ids, token_ids
+from course_lib.traces.trace import Segment, content_ids, prompt_contents, token_ids
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 AZURE_FILE = SHARED / "data" / "traces" / "AzureLLMInferenceTrace_conv.csv"
@@ -115,10 +115,11 @@ def _common(one: list[int], other: list[int]) -> int:
 
 def test_mooncakes_prompts_share_just_the_tokens_of_their_common_blocks(write):
     trace = read_trace(write(MOONCAKE, "mooncake.jsonl"))
-    for spelled in (content_ids, token_ids):
-        first, second, third = (
-            spelled(request, -1 - index) for index, request in enumerate(trace.requests)
-        )
+    owns = [(request, -1 - index) for index, request in enumerate(trace.requests)]
+    for first, second, third in (
+        [content_ids(prompt_contents(*each)) for each in owns],
+        [token_ids(*each) for each in owns],
+    ):
         assert [len(first), len(second), len(third)] == [1500, 1100, 600]
         # In tokens below 512, the first one after the common part may be equal by chance.
         assert 1024 <= _common(first, second) <= 1030

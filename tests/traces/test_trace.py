@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course_lib.traces.trace import Segment, Trace, TraceRequest, content_ids, token_ids
+from course_lib.traces.trace import (
+    Segment,
+    Trace,
+    TraceRequest,
+    content_ids,
+    prompt_contents,
+    token_ids,
+)
 
 
 def prompt(prompt_tokens: int, *segments: tuple[int, int]) -> TraceRequest:
@@ -13,8 +20,8 @@ def prompt(prompt_tokens: int, *segments: tuple[int, int]) -> TraceRequest:
 
 def test_contents_by_hand():
     request = prompt(6, (7, 3), (9, 1))
-    assert content_ids(request, -4) == [7, 7, 7, 9, -4, -4]
-    assert content_ids(prompt(2), -1) == [-1, -1]
+    assert content_ids(prompt_contents(request, -4)) == [7, 7, 7, 9, -4, -4]
+    assert content_ids(prompt_contents(prompt(2), -1)) == [-1, -1]
 
 
 def test_tokens_of_a_shorter_part_of_a_text_are_the_beginning_of_it():
