@@ -3,7 +3,13 @@
 from course_lib.fleet.autoscaler import GPUAutoscaler
 from course_lib.fleet.control_loop import SafeAutoscaler
 from course_lib.fleet.keda import Fallback, Keda
-from course_lib.fleet.kubernetes import ExternalMetric, HorizontalPodAutoscaler, PodsMetric
+from course_lib.fleet.kubernetes import (
+    Behavior,
+    ExternalMetric,
+    HorizontalPodAutoscaler,
+    PodsMetric,
+    ScaleDown,
+)
 from course_lib.fleet.planners import PredictiveAutoscaler, SaturationAutoscaler, SloPlanner
 from course_lib.fleet.prometheus import promql
 
@@ -11,11 +17,17 @@ LOAD = "num_requests_waiting + num_requests_running"
 JOB = {"job": "chat"}
 FALLBACK = Fallback(failure_threshold=3, replicas=3)
 
-#: What the cluster would get, with a query for a fleet whose job is `chat`.
+#: What the cluster would get, for a fleet whose job is `chat`. It goes down at once, to zero too.
 SCALED_OBJECT = {
     "minReplicaCount": 0,
     "maxReplicaCount": 8,
     "pollingInterval": 1,
+    "cooldownPeriod": 2,
+    "advanced": {
+        "horizontalPodAutoscalerConfig": {
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}}
+        }
+    },
     "triggers": [
         {
             "type": "prometheus",
@@ -35,7 +47,8 @@ def _keda(clock):
 
 def _hpa(clock):
     metrics = [ExternalMetric(LOAD, 2), PodsMetric("num_requests_waiting", 3)]
-    return HorizontalPodAutoscaler(metrics, max_replicas=8, clock=clock)
+    behavior = Behavior(scale_down=ScaleDown(stabilization_window_seconds=0))
+    return HorizontalPodAutoscaler(metrics, max_replicas=8, behavior=behavior, clock=clock)
 
 
 def _slo(clock):
