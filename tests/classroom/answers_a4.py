@@ -1,5 +1,6 @@
 """Answers to the exercises of A4: right ones in several styles, and wrong ones of typical kinds."""
 
+import json
 import math
 import time
 
@@ -331,10 +332,139 @@ class NoReason(PlainPlan):
         return ScalingDecision(super().decide(current_replicas).replicas, "")
 
 
+# A4.4
+
+
+def yaml_as_text(
+    name, prometheus, waiting, running, target, min_replicas, max_replicas, fallback_replicas,
+    window_s,
+):  # fmt: skip
+    """Right: one text with places."""
+    return f"""\
+apiVersion: keda.sh/v1alpha1
+kind: ScaledObject
+metadata:
+  name: {name}
+spec:
+  scaleTargetRef:
+    name: {name}
+  minReplicaCount: {min_replicas}
+  maxReplicaCount: {max_replicas}
+  fallback:
+    failureThreshold: 3
+    replicas: {fallback_replicas}
+    behavior: currentReplicasIfHigher
+  advanced:
+    horizontalPodAutoscalerConfig:
+      behavior:
+        scaleDown:
+          stabilizationWindowSeconds: {window_s}
+  triggers:
+    - type: prometheus
+      metadata:
+        serverAddress: {prometheus}
+        query: {waiting} + {running}
+        threshold: "{target}"
+        ignoreNullValues: "false"
+"""
+
+
+def yaml_as_json(**given):
+    """Right: JSON is YAML; the query the other way round; says some defaults."""
+    metadata = {
+        "serverAddress": given["prometheus"],
+        "query": f"{given['running']}+{given['waiting']}",
+        "threshold": f"{given['target']}.0",
+        "ignoreNullValues": "false",
+        "activationThreshold": "0",
+    }
+    down = {"stabilizationWindowSeconds": given["window_s"]}
+    behavior = {"scaleDown": down, "scaleUp": {"stabilizationWindowSeconds": 0}}
+    spec = {
+        "scaleTargetRef": {"name": given["name"], "kind": "Deployment"},
+        "minReplicaCount": given["min_replicas"],
+        "maxReplicaCount": given["max_replicas"],
+        "pollingInterval": 15,
+        "fallback": {
+            "failureThreshold": 3,
+            "replicas": given["fallback_replicas"],
+            "behavior": "currentReplicasIfHigher",
+        },
+        "advanced": {"horizontalPodAutoscalerConfig": {"behavior": behavior}},
+        "triggers": [{"type": "prometheus", "metricType": "AverageValue", "metadata": metadata}],
+    }
+    name = {"name": given["name"]}
+    return json.dumps(
+        {"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": name, "spec": spec}
+    )
+
+
+def _yaml_with(old, new):
+    """The right text with a part of it replaced; both may name what is given."""
+
+    def answer(**given):
+        text = yaml_as_text(**given)
+        assert old.format(**given) in text
+        return text.replace(old.format(**given), new.format(**given))
+
+    return answer
+
+
+yaml_waiting_alone = _yaml_with("{waiting} + {running}", "{waiting}")
+yaml_running_alone = _yaml_with("{waiting} + {running}", "{running}")
+yaml_nulls_are_zero = _yaml_with('        ignoreNullValues: "false"\n', "")
+yaml_number_as_threshold = _yaml_with('threshold: "{target}"', "threshold: {target}")
+yaml_without_minimum = _yaml_with("  minReplicaCount: {min_replicas}\n", "")
+yaml_without_maximum = _yaml_with("  maxReplicaCount: {max_replicas}\n", "")
+yaml_fallback_shrinks = _yaml_with("    behavior: currentReplicasIfHigher\n", "")
+yaml_fallback_of_the_minimum = _yaml_with(
+    "replicas: {fallback_replicas}", "replicas: {min_replicas}"
+)
+yaml_fallback_late = _yaml_with("failureThreshold: 3", "failureThreshold: 6")
+yaml_without_fallback = _yaml_with(
+    "  fallback:\n    failureThreshold: 3\n    replicas: {fallback_replicas}\n"
+    "    behavior: currentReplicasIfHigher\n",
+    "",
+)
+yaml_default_window = _yaml_with(
+    "  advanced:\n    horizontalPodAutoscalerConfig:\n      behavior:\n        scaleDown:\n"
+    "          stabilizationWindowSeconds: {window_s}\n",
+    "",
+)
+yaml_window_is_cooldown = _yaml_with(
+    "  advanced:\n    horizontalPodAutoscalerConfig:\n      behavior:\n        scaleDown:\n"
+    "          stabilizationWindowSeconds: {window_s}\n",
+    "  cooldownPeriod: {window_s}\n",
+)
+yaml_window_up = _yaml_with(
+    "        scaleDown:\n",
+    "        scaleUp:\n          stabilizationWindowSeconds: {window_s}\n        scaleDown:\n",
+)
+yaml_target_of_one = _yaml_with('threshold: "{target}"', 'threshold: "1"')
+yaml_two_triggers = _yaml_with(
+    "{waiting} + {running}",
+    '{waiting}\n        threshold: "{target}"\n        ignoreNullValues: "false"\n'
+    "    - type: prometheus\n      metadata:\n        serverAddress: {prometheus}\n"
+    "        query: {running}",
+)
+yaml_of_another_deployment = _yaml_with("    name: {name}", "    name: server")
+yaml_of_another_kind = _yaml_with("ScaledObject", "ScaledJob")
+yaml_with_a_value_trigger = _yaml_with(
+    "- type: prometheus", "- type: prometheus\n      metricType: Value"
+)
+yaml_with_a_wrong_field = _yaml_with("minReplicaCount", "minReplicas")
+yaml_without_indentation = _yaml_with("    failureThreshold", " failureThreshold")
+
+
+def yaml_as_a_dict(**given):
+    return json.loads(yaml_as_json(**given))
+
+
 RIGHT = {
     "A4.1": [backlog_in_order, backlog_by_names],
     "A4.2": [pool_step_by_step, pool_in_seconds],
     "A4.3": [PlainPlan, WalkingPlan],
+    "A4.4": [yaml_as_text, yaml_as_json],
 }
 WRONG = {
     "A4.1": [
@@ -383,5 +513,28 @@ WRONG = {
         RealTimePlan,
         NumberAlone,
         NoReason,
+    ],
+    "A4.4": [
+        yaml_waiting_alone,
+        yaml_nulls_are_zero,
+        yaml_number_as_threshold,
+        yaml_fallback_shrinks,
+        yaml_default_window,
+        yaml_running_alone,
+        yaml_two_triggers,
+        yaml_without_minimum,
+        yaml_without_maximum,
+        yaml_without_fallback,
+        yaml_fallback_late,
+        yaml_fallback_of_the_minimum,
+        yaml_window_is_cooldown,
+        yaml_window_up,
+        yaml_target_of_one,
+        yaml_of_another_deployment,
+        yaml_of_another_kind,
+        yaml_with_a_value_trigger,
+        yaml_with_a_wrong_field,
+        yaml_without_indentation,
+        yaml_as_a_dict,
     ],
 }

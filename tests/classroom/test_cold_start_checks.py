@@ -53,6 +53,23 @@ HINTS = [
     ("A4.3", answers.RealTimePlan, "Ask self.clock()"),
     ("A4.3", answers.NumberAlone, "Return ScalingDecision"),
     ("A4.3", answers.NoReason, "Say why"),
+    ("A4.4", answers.yaml_waiting_alone, "Waiting alone is the trap"),
+    ("A4.4", answers.yaml_running_alone, "Those who wait"),
+    ("A4.4", answers.yaml_two_triggers, "The load is the sum"),
+    ("A4.4", answers.yaml_nulls_are_zero, "ignoreNullValues"),
+    ("A4.4", answers.yaml_number_as_threshold, "The CRD wants texts"),
+    ("A4.4", answers.yaml_without_minimum, "Without minReplicaCount"),
+    ("A4.4", answers.yaml_without_maximum, "Without maxReplicaCount"),
+    ("A4.4", answers.yaml_without_fallback, "When the metrics stay away"),
+    ("A4.4", answers.yaml_fallback_shrinks, "keeps what runs"),
+    ("A4.4", answers.yaml_fallback_late, "failureThreshold is 3"),
+    ("A4.4", answers.yaml_fallback_of_the_minimum, "are fallback_replicas"),
+    ("A4.4", answers.yaml_default_window, "stabilizationWindowSeconds"),
+    ("A4.4", answers.yaml_window_is_cooldown, "stabilizationWindowSeconds"),
+    ("A4.4", answers.yaml_window_up, "Going up does not wait"),
+    ("A4.4", answers.yaml_target_of_one, "requests for each replica"),
+    ("A4.4", answers.yaml_without_indentation, "YAML goes by its indentation"),
+    ("A4.4", answers.yaml_as_a_dict, "as one text"),
 ]
 
 

@@ -11,11 +11,10 @@ from fractions import Fraction
 from typing import Any
 
 from course_lib.classroom.checks import Exercise, Mismatch
-from course_lib.classroom.exercises.a4_plan import PLAN_HINTS, verify_plan
+from course_lib.classroom.exercises.a4_plan import verify_plan
+from course_lib.classroom.exercises.a4_scaled_object import verify_scaled_object
 from course_lib.classroom.exercises.suspects import Suspects, difference_of
 from course_lib.fleet.warm_pool import Backlog, WarmPoolCost
-
-__all__ = ["EXERCISES", "PLAN_HINTS"]
 
 # A4.1
 
@@ -214,5 +213,22 @@ EXERCISES = (
             "stand by, within self.min_standby and self.max_standby.",
         ),
         part="cold_start",
+    ),
+    Exercise(
+        id="A4.4",
+        title="a ScaledObject",
+        points=3,
+        verify=verify_scaled_object,
+        reference="course_lib.classroom.scaled_object:scaled_object",
+        hints=(
+            'A text with f"""...""": apiVersion, kind, metadata and spec at the margin, '
+            "everything else two spaces deeper for each level. Print it and look.",
+            "In spec: scaleTargetRef, minReplicaCount, maxReplicaCount, fallback, advanced and "
+            'triggers. The metadata of the trigger are texts: threshold: "{target}", '
+            'ignoreNullValues: "false".',
+            "advanced: horizontalPodAutoscalerConfig: behavior: scaleDown: "
+            "stabilizationWindowSeconds: {window_s}, each on a line of its own, two spaces deeper "
+            "than the one before.",
+        ),
     ),
 )
