@@ -31,7 +31,7 @@ class PrometheusServer:
     Args:
         targets: URLs of servers by job; those of a job can be changed while it runs.
         scrape_interval_s: between two scrapes of a target.
-        port: 0 takes a free one.
+        labels: that all series get, such as the namespace that a cluster would give them.
 
     Raises:
         FileNotFoundError: the program is not installed.
@@ -42,7 +42,7 @@ class PrometheusServer:
         self,
         targets: Mapping[str, Sequence[str]],
         scrape_interval_s: float = 1.0,
-        port: int = 0,
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         program = shutil.which("prometheus")
         if program is None:
@@ -52,7 +52,8 @@ class PrometheusServer:
             )
         number("scrape_interval_s", scrape_interval_s, at_least=0.001)
         self.program = program
-        self.port = port
+        self.labels = dict(labels or {})
+        self.port = 0  # a free one, which it then keeps
         self.process: subprocess.Popen[bytes] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="course-prometheus-")
         self._path = Path(self._folder.name)
@@ -77,7 +78,8 @@ class PrometheusServer:
     def set_targets(self, job: str, urls: Sequence[str]) -> None:
         """Scrape these servers for a job from now on; it notices within a second or two."""
         new = self._path / "targets.new"
-        new.write_text(json.dumps([{"targets": [urlsplit(url).netloc for url in urls]}]))
+        group = {"targets": [urlsplit(url).netloc for url in urls], "labels": self.labels}
+        new.write_text(json.dumps([group]))
         new.replace(self._targets_of(job))  # at once, so that it never reads half a file
 
     def _targets_of(self, job: str) -> Path:

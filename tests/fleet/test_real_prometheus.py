@@ -17,7 +17,17 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from course_lib.fleet.control_loop import ControlLoop, NoMetrics, read_record, replay
+from course_lib.fleet.control_loop import (
+    ControlLoop,
+    NoMetrics,
+    SafeAutoscaler,
+    read_record,
+    replay,
+)
+from course_lib.fleet.keda import Keda
+from course_lib.fleet.manifest_spec import DeploymentSpec
+from course_lib.fleet.manifests import scaled_object
+from course_lib.fleet.metrics import FleetMetrics, measured
 from course_lib.fleet.prometheus import (
     QUERIES,
     Prometheus,
@@ -27,7 +37,7 @@ from course_lib.fleet.prometheus import (
 )
 from course_lib.fleet.prometheus_server import PrometheusServer
 from course_lib.serving.scrape import histogram_quantile, scrape
-from tests.fleet.safe_policies import JOB, LOAD, POLICIES, SCALED_OBJECT
+from tests.fleet.safe_policies import JOB, LOAD, POLICIES
 from tests.serving.servers import MODEL, ServeProcess, wait_until
 
 pytestmark = [
@@ -40,6 +50,8 @@ pytestmark = [
 
 SCRAPE_INTERVAL_S = 0.25
 MAX_AGE_S = 4  # of a scrape; on a busy machine one may be late
+#: What would run in the cluster; two requests a replica are its target.
+SPEC = DeploymentSpec("chat", "example.com/course:1", max_num_seqs=2, requests_per_replica=2)
 LONG = 3500  # tokens; many seconds of work
 
 
@@ -56,7 +68,7 @@ def urls(servers):
 
 @pytest.fixture(scope="module")
 def prometheus(urls):
-    with PrometheusServer({"chat": urls, "nobody": []}, SCRAPE_INTERVAL_S) as server:
+    with PrometheusServer({"chat": urls}, SCRAPE_INTERVAL_S, SPEC.series_labels) as server:
         client = Prometheus(server.url)
         wait_until(lambda: client.query(promql("num_replicas_ready", JOB)) == 2)
         yield client
@@ -131,18 +143,33 @@ def test_gauges_are_those_of_the_servers(prometheus, urls):
     settled(urls)
 
 
-def test_keda_decides_by_the_query_of_its_scaled_object(prometheus, urls):
-    query = SCALED_OBJECT["triggers"][0]["metadata"]["query"]
-    assert query == promql(LOAD, JOB)
+class Query:
+    """A source that asks one query, word by word, and calls the answer `load`."""
+
+    def __init__(self, prometheus, query):
+        self.prometheus, self.query = prometheus, query
+
+    def read(self):
+        return FleetMetrics({"load": self.prometheus.query(self.query)})
+
+
+def test_keda_decides_by_the_query_of_the_manifest(prometheus, urls):
+    scaled = scaled_object(SPEC).body["spec"]
+    query = scaled["triggers"][0]["metadata"]["query"]
+
+    def make(clock):
+        keda = Keda.from_scaled_object(scaled, {query: "load"}, clock)
+        return SafeAutoscaler(keda, ["load"], keda.fallback)
+
     fleet = FakeFleet(2)
-    loop = ControlLoop(PrometheusMetrics(prometheus, JOB), POLICIES["keda"], fleet)
+    loop = ControlLoop(Query(prometheus, query), make, fleet)
     with long_requests({urls[0]: 3, urls[1]: 4}):
         wait_until(lambda: prometheus.query(query) == 7)
         step = loop.step()
-        assert step.metrics["num_requests_waiting"] + step.metrics["num_requests_running"] == 7
-        assert in_flight(urls) == 7
-        assert step.decision.replicas == math.ceil(7 / 2)
-        assert fleet.orders == [4]
+        assert step.metrics["load"] == in_flight(urls) == 7
+        assert measured(PrometheusMetrics(prometheus, SPEC.series_labels).read(), LOAD) == 7
+    assert step.decision.replicas == math.ceil(7 / 2)
+    assert fleet.orders == [4]
     settled(urls)
 
 
