@@ -17,6 +17,8 @@ app = typer.Typer(
     add_completion=False,
     help="A course in which you build an LLM serving engine, and the engine itself.",
 )
+fleet = typer.Typer(no_args_is_help=True, help="Many replicas, on Ray Serve.")
+app.add_typer(fleet, name="fleet")
 console = Console(highlight=False)
 
 
@@ -108,6 +110,56 @@ def serve(
             max_num_batched_tokens=max_num_batched_tokens,
         )
     except (ValueError, OSError) as error:
+        console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+@fleet.command()
+def up(
+    model: Annotated[Path, typer.Option(help="Checkpoint directory.")] = DEFAULT_MODEL,
+    min_replicas: Annotated[int, typer.Option("--min", min=1, help="Never fewer replicas.")] = 1,
+    max_replicas: Annotated[int, typer.Option("--max", min=1, help="Never more replicas.")] = 4,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; without it, this machine alone.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to bind to; 0.0.0.0 is everybody.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    max_num_seqs: Annotated[
+        int, typer.Option(min=1, help="Requests that run at once on a replica.")
+    ] = 16,
+    target: Annotated[
+        float, typer.Option(min=0.1, help="Requests for each replica, running or waiting.")
+    ] = 8,
+    window: Annotated[
+        float, typer.Option(min=0, help="Seconds of less need before it gets smaller.")
+    ] = 60,
+    interval: Annotated[float, typer.Option(min=0.5, help="Seconds between decisions.")] = 5,
+    drain: Annotated[
+        float, typer.Option(min=1, help="Seconds that a replica which leaves has to finish.")
+    ] = 30,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="COURSE_API_KEY", help="Clients must show it.")
+    ] = None,
+) -> None:
+    """Serve the model with as many replicas as the load needs, until SIGTERM or Ctrl-C."""
+    try:
+        with console.status("loading Ray"):
+            from course_lib.fleet.ray_serve import FleetConfig
+            from course_lib.fleet_up import fleet_up
+    except ModuleNotFoundError as error:
+        console.print(f"[red]{error.name} is missing[/]: pip install -e '.\\[fleet]'")
+        raise typer.Exit(1) from None
+    from course_lib.classroom.parts import part
+
+    try:
+        config = FleetConfig(
+            model.resolve(), min_replicas, max_replicas, host, port, api_key, address, interval,
+            max_num_seqs, drain_s=drain,
+        )  # fmt: skip
+        fleet_up(config, part("autoscaler"), console, target_per_replica=target, window_s=window)
+    except (ValueError, OSError, RuntimeError) as error:
         console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
         raise typer.Exit(1) from None
 

@@ -14,7 +14,7 @@ from course_lib.engine.sampling_params import SamplingParams
 from course_lib.serving.async_llm import AsyncLLM
 
 # Bucket edges as in vLLM 0.32.
-_TTFT = (
+TTFT_EDGES = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
     20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
 )  # fmt: skip
@@ -48,7 +48,7 @@ class Metrics:
         self._labels = {"model_name": model_name, "engine": "0"}
         lengths = one_two_five(max_model_len)
 
-        self._ttft = self._histogram("time_to_first_token_seconds", _TTFT)
+        self._ttft = self._histogram("time_to_first_token_seconds", TTFT_EDGES)
         self._itl = self._histogram("inter_token_latency_seconds", _TOKEN_LATENCY)
         self._tpot = self._histogram("request_time_per_output_token_seconds", _TOKEN_LATENCY)
         self._e2e = self._histogram("e2e_request_latency_seconds", _REQUEST_LATENCY)

@@ -179,7 +179,7 @@ def serve_model(
         OSError: the address cannot be used.
     """
     drain_policy = DrainPolicy(drain_s, min(1.0, drain_s))
-    with _listen(host, port) as listener:  # before the model, which takes long to load
+    with listen(host, port) as listener:  # before the model, which takes long to load
         llm = LLM(model, **engine_args)
         replica = Replica(
             llm,
@@ -188,12 +188,17 @@ def serve_model(
             drain_policy,
             api_key,
         )
-        server = Server(replica, host, port, _warm_up_prompts(llm, warm_up))
+        server = Server(replica, host, port, warm_up_prompts(llm, warm_up))
         server.announce = True
         server.run([listener])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one.
+
+    Raises:
+        OSError: the address cannot be used; the message says which and why.
+    """
     listener = None
     try:
         # Named TCP, as asyncio only then lets small writes go out at once.
@@ -212,8 +217,12 @@ def _listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host}, port {port}: {reason}") from None
 
 
-def _warm_up_prompts(llm: LLM, texts: Sequence[str]) -> list[list[int]]:
-    """The given ones and a greeting, which has the chat template's own text."""
+def warm_up_prompts(llm: LLM, texts: Sequence[str]) -> list[list[int]]:
+    """The given ones and a greeting, which has the chat template's own text.
+
+    Raises:
+        ValueError: one is empty or longer than the model's context.
+    """
     tokenizer = llm.get_tokenizer()
     prompts = [tokenizer.encode(text) for text in ("Hello", *texts)]
     if tokenizer.chat_template is not None:

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from course_lib.cli import app
-from course_lib.serving.server import _listen
+from course_lib.serving.server import listen
 from tests.serving.servers import ROOT, ServeProcess, assert_shows_no_internals
 
 runner = CliRunner(env={"COLUMNS": "300"})
@@ -49,7 +49,7 @@ def test_an_address_that_is_not_here_is_named() -> None:
     assert "cannot listen on no.such.host.invalid" in sentence("--host", "no.such.host.invalid")
 
 
-def test_it_listens_on_ipv6_too() -> None:
+def test_itlistens_on_ipv6_too() -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -62,7 +62,7 @@ def test_it_listens_on_ipv6_too() -> None:
 def test_small_writes_go_out_at_once() -> None:
     # asyncio switches Nagle's algorithm off only for sockets that are named TCP; with it on, each
     # answer waits 40 ms for the client's delayed acknowledgement.
-    with _listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
 
 
