@@ -32,6 +32,7 @@ from course_lib.engine.runner import ModelRunner
 from course_lib.engine.sampling_params import RequestOutputKind, SamplingParams
 from course_lib.engine.scheduler import Scheduler
 from course_lib.engine.scheduler_base import SchedulerBase
+from course_lib.engine.startup import phase
 from course_lib.model.attention import AttentionBackend, FunctionAttention, choose_backend
 from course_lib.model.config import CheckpointError, ModelConfig, read_json
 from course_lib.model.decoder import Decoder
@@ -83,9 +84,10 @@ class LLMEngine:
     ) -> None:
         self.config = config
         self.clock = clock
-        self.model_config = ModelConfig.from_pretrained(config.model)
-        dummy = config.load_format == "dummy"
-        files = None if dummy else check_weights(self.model_config, config.model)
+        with phase("checkpoint"):
+            self.model_config = ModelConfig.from_pretrained(config.model)
+            dummy = config.load_format == "dummy"
+            files = None if dummy else check_weights(self.model_config, config.model)
         resolved = resolve(config, self.model_config)
         self.device, self.dtype = resolved.device, resolved.dtype
         self.max_model_len = resolved.max_model_len
@@ -95,7 +97,8 @@ class LLMEngine:
             else FunctionAttention(paged_attention, self.device)
         )
         has_tokenizer = (Path(config.model) / "tokenizer.json").exists()
-        self.tokenizer = Tokenizer(config.model) if has_tokenizer else None
+        with phase("tokenizer"):
+            self.tokenizer = Tokenizer(config.model) if has_tokenizer else None
         self.eos_token_ids = _eos_token_ids(
             Path(config.model), self.tokenizer, self.model_config.vocab_size
         )
@@ -125,20 +128,25 @@ class LLMEngine:
             num_blocks = self._num_blocks(cpu_kv_cache_bytes(config, model, self.dtype))
         if num_blocks is not None:  # refused before time is spent on loading
             check_num_blocks(num_blocks, self.max_model_len, config.block_size)
-        decoder = Decoder(model, self.max_model_len, self.dtype, self.device, self.attention.ops)
-        if files is None:
-            fill_with_random_weights(decoder)
-        else:
-            load_weights(decoder, files)
-        if num_blocks is None:
-            num_blocks = self._num_blocks(
-                gpu_kv_cache_bytes(decoder, self.attention, config, self.max_model_len)
+        with phase("weights"):
+            decoder = Decoder(
+                model, self.max_model_len, self.dtype, self.device, self.attention.ops
             )
-            check_num_blocks(num_blocks, self.max_model_len, config.block_size)
-        kv_cache = make_kv_cache(decoder, num_blocks, config.block_size)
-        runner = ModelRunner(decoder, self.attention, kv_cache)
+            if files is None:
+                fill_with_random_weights(decoder)
+            else:
+                load_weights(decoder, files)
+        with phase("kv_cache"):
+            if num_blocks is None:
+                num_blocks = self._num_blocks(
+                    gpu_kv_cache_bytes(decoder, self.attention, config, self.max_model_len)
+                )
+                check_num_blocks(num_blocks, self.max_model_len, config.block_size)
+            kv_cache = make_kv_cache(decoder, num_blocks, config.block_size)
+            runner = ModelRunner(decoder, self.attention, kv_cache)
         if self.device.type == "cuda" and self.attention.graph_safe and not config.enforce_eager:
-            runner.capture_graphs(config.max_num_seqs)
+            with phase("cuda_graphs"):
+                runner.capture_graphs(config.max_num_seqs)
         return runner
 
     def _num_blocks(self, budget_bytes: int) -> int:

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from course_lib.engine.sampling_params import SamplingParams
+from course_lib.engine.startup import log_ready, phase
 from course_lib.validation import number
 
 if TYPE_CHECKING:  # the policy alone needs no engine, and the simulator has none
@@ -97,15 +98,17 @@ class Lifecycle:
         """
         params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
         try:
-            for index, prompt in enumerate(prompts):
-                async for _ in self.llm.generate(f"warm-up-{index}", prompt, params):
-                    pass
+            with phase("warm_up"):
+                for index, prompt in enumerate(prompts):
+                    async for _ in self.llm.generate(f"warm-up-{index}", prompt, params):
+                        pass
         except Exception as error:
             if self.state is ReplicaState.STARTING:
                 logger.error("not ready: the warm-up failed, %s: %s", type(error).__name__, error)
             return
         if self.state is ReplicaState.STARTING:
             self.state = ReplicaState.READY
+            log_ready()
 
     def check_open(self) -> None:
         """Raise `DrainingError` if nothing new is taken."""

@@ -20,6 +20,7 @@ from typing import Any
 import uvicorn
 
 from course_lib.engine.llm import LLM
+from course_lib.engine.startup import log_phase, log_to_stderr, process_age_s
 from course_lib.serving.admission import AdmissionPolicy
 from course_lib.serving.api import Replica, create_app
 from course_lib.serving.lifecycle import DrainPolicy, ReplicaState
@@ -163,6 +164,8 @@ def serve_model(
 ) -> None:
     """Load a model and serve it until the process is told to stop.
 
+    The log says how long each phase of the start took; see `course_lib.engine.startup`.
+
     Args:
         model: checkpoint directory; its last part is the model's name in the API.
         host: address to bind to.
@@ -178,8 +181,10 @@ def serve_model(
         ValueError: an option or the checkpoint cannot work.
         OSError: the address cannot be used.
     """
+    log_to_stderr()
     drain_policy = DrainPolicy(drain_s, min(1.0, drain_s))
     with listen(host, port) as listener:  # before the model, which takes long to load
+        log_phase("imports", process_age_s())
         llm = LLM(model, **engine_args)
         replica = Replica(
             llm,

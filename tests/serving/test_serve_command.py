@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from course_lib.cli import app
+from course_lib.engine.startup import parse_startup_log
 from course_lib.serving.server import listen
-from tests.serving.servers import ROOT, ServeProcess, assert_shows_no_internals
+from tests.serving.servers import ROOT, ServeProcess, assert_shows_no_internals, wait_until
 
 runner = CliRunner(env={"COLUMNS": "300"})
 
@@ -20,21 +21,33 @@ def sentence(*options: str) -> str:
     result = runner.invoke(app, ["serve", "--port", "0", *options])
     assert result.exit_code == 1, result.output
     assert isinstance(result.exception, SystemExit)
-    (line,) = result.output.strip().splitlines()
-    assert "Traceback" not in line
+    (line,) = result.stdout.strip().splitlines()
+    assert "Traceback" not in result.output
     return line
 
 
 def test_it_binds_to_this_machine_only_and_says_where() -> None:
     with ServeProcess() as server:
         assert server.url.startswith("http://127.0.0.1:")
+        wait_until(lambda: "ready seconds=" in server.output)
         lines = server.output.strip().splitlines()
-        assert lines[0].startswith("merchant-chat in float")
-        assert lines[1] == f"serving merchant-chat on {server.url} (Ctrl-C drains and stops)"
+        said = [line for line in lines if " INFO startup " not in line]
+        assert said[0].startswith("merchant-chat in float")
+        assert said[1:] == [f"serving merchant-chat on {server.url} (Ctrl-C drains and stops)"]
         server.terminate()
         assert server.wait() == 0
         assert server.output.strip().splitlines() == lines
         assert_shows_no_internals(server.output)
+
+
+def test_the_log_says_how_long_each_phase_of_the_start_took() -> None:
+    with ServeProcess() as server:
+        wait_until(lambda: "ready seconds=" in server.output)
+        (start,) = parse_startup_log(server.output)
+    assert start.pid == server.process.pid
+    names = ["imports", "checkpoint", "tokenizer", "weights", "kv_cache", "warm_up"]
+    assert [name for name in start.phases if name != "cuda_graphs"] == names
+    assert sum(start.phases.values()) <= start.ready_s + 0.02
 
 
 def test_a_port_in_use_is_named_before_the_model_is_loaded(tmp_path: Path) -> None:
