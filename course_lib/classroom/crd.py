@@ -1,7 +1,7 @@
-"""What KEDA's CRD says of a ScaledObject.
+"""What a CRD says of a manifest, such as KEDA's of a ScaledObject.
 
-The definition of the resource (CRD) is KEDA's and not part of the course. Where a copy of it is
-found, the check of a cluster's API server can be made without a cluster.
+The definitions of resources (CRDs) are their projects' and not part of the course. Where a copy of
+one is found, the check of a cluster's API server can be made without a cluster.
 """
 
 from pathlib import Path
@@ -17,24 +17,24 @@ CRD_FILE = "keda.sh_scaledobjects.yaml"
 CRD_FOLDERS = (DATA_DIR / "schemas", DATA_DIR.parent.parent / "shared" / "data" / "schemas")
 
 
-def find_crd() -> Path | None:
-    """A copy of KEDA's CRD, if there is one."""
-    return next((f / CRD_FILE for f in CRD_FOLDERS if (f / CRD_FILE).exists()), None)
+def find_crd(file_name: str = CRD_FILE) -> Path | None:
+    """A copy of the CRD, if there is one."""
+    return next((f / file_name for f in CRD_FOLDERS if (f / file_name).exists()), None)
 
 
 def crd_errors(manifest: dict[str, Any], crd: Path) -> list[str]:
-    """What an API server would say against a ScaledObject, by the schema of the CRD.
+    """What an API server would say against a manifest, by the schema of its CRD.
 
     Fields that the schema does not know count: `kubectl` warns of them, and they have no effect.
     """
     from jsonschema import Draft202012Validator  # comes with Jupyter
 
-    (version,) = (
-        version
-        for version in yaml.safe_load(crd.read_text(encoding="utf-8"))["spec"]["versions"]
-        if version["name"] == "v1alpha1"
-    )
-    schema = _strict(version["schema"]["openAPIV3Schema"])
+    definition = yaml.safe_load(crd.read_text(encoding="utf-8"))["spec"]
+    versions = {f"{definition['group']}/{v['name']}": v for v in definition["versions"]}
+    found = manifest.get("apiVersion")
+    if found not in versions:
+        return [f"apiVersion: expected {' or '.join(versions)}, got {found!r}"]
+    schema = _strict(versions[found]["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}  # every resource's own
     return [
         f"{'.'.join(map(str, error.absolute_path)) or 'the manifest'}: {error.message}"

@@ -38,8 +38,9 @@ STARTUP_PERIOD_S = 5
 
 # Names get suffixes (`keda-hpa-...`, `...-dashboard`), and a label's value has at most 63.
 _LONGEST_NAME = 50
-_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_IMAGE = re.compile(r"[a-z0-9][^\s:@]*(:\d+/[^\s:@]+)?(:[\w][\w.-]*|@sha256:[0-9a-f]{64})")
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_TAG, _DIGEST = r":\w[\w.-]*", r"@sha256:[0-9a-f]{64}"
+_IMAGE = re.compile(rf"[a-z0-9][^\s:@]*(:\d+/[^\s:@]+)?({_TAG}|({_TAG})?{_DIGEST})")
 _QUANTITY = re.compile(r"(\d+(\.\d+)?)(m|[KMGT]i?)?")
 
 
@@ -132,6 +133,10 @@ class DeploymentSpec:
 
     def _check_names(self) -> None:
         _kubernetes_name("name", self.name, _LONGEST_NAME)
+        if not self.name[0].isalpha():
+            raise ValueError(
+                f"name must begin with a letter, as a Service's does; got {self.name!r}"
+            )
         _kubernetes_name("namespace", self.namespace)
         _kubernetes_name("node_class", self.node_class)
         _kubernetes_name("prometheus_release", self.prometheus_release)
@@ -212,7 +217,7 @@ def _kubernetes_name(field: str, value: Any, longest: int = 63) -> None:
     if not isinstance(value, str) or len(value) > longest or not _NAME.fullmatch(value):
         raise ValueError(
             f"{field} must be a Kubernetes name: at most {longest} lower-case letters, digits and "
-            f"hyphens, a letter first and no hyphen last; got {value!r}"
+            f"hyphens, no hyphen first or last; got {value!r}"
         )
 
 
