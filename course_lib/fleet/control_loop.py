@@ -283,7 +283,8 @@ def replay(
     """What an autoscaler decides on recorded metrics, on a clock that goes as the loop's did.
 
     The autoscaler of the loop decides as it did then. Another one tells what it would have said
-    to that fleet; the record goes on all the same, with the replicas there were.
+    to that fleet; the record goes on all the same, with the replicas there were. One that is not a
+    `SafeAutoscaler` is shown empty metrics where they were lost.
     """
     clock = VirtualClock()
     autoscaler = make_autoscaler(clock)

@@ -52,7 +52,7 @@ def _mean(histogram: str) -> str:
 #: - `num_replicas_ready` counts those that answered the last scrape.
 #:
 #: `gpu_utilization` and `cpu_utilization` have no query. An inference server reports neither; DCGM
-#: and the node do, under labels that do not tell which replica it was.
+#: and the machine do, if they are scraped too, under labels of their own.
 QUERIES = {
     **{name: f"{how}({series}{{selector}})" for name, (how, series) in _GAUGES.items()},
     "ttft_p95_ms": _p95_ms("vllm:time_to_first_token_seconds"),

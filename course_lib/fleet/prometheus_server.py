@@ -7,6 +7,7 @@ It keeps its samples in a temporary folder, which goes with it. A process that w
 started again: it comes back on the same port with what it had, as a pod with a volume does.
 """
 
+import atexit
 import json
 import re
 import shutil
@@ -103,6 +104,7 @@ class PrometheusServer:
                 stdout=subprocess.DEVNULL,
                 stderr=output,
             )
+        atexit.register(self.process.kill)  # where nobody leaves the block, as in a notebook
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not self._is_ready(log.read_text()):
             if self.process.poll() is not None or time.monotonic() > deadline_s:

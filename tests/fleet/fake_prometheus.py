@@ -1,5 +1,6 @@
 """An HTTP server that answers queries as it is told, on a real socket, in a thread."""
 
+import contextlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,10 +39,11 @@ class FakePrometheus:
                 body = fake.body
                 if body is None:
                     body = json.dumps(fake.answers.get(query, vector())).encode()
-                self.send_response(fake.status)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                with contextlib.suppress(ConnectionError):  # the client may have left
+                    self.send_response(fake.status)
+                    self.send_header("content-length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
 
             def log_message(self, *_):
                 pass

@@ -277,6 +277,8 @@ def test_a_reclaim_and_an_outage_move_nothing_and_the_record_replays(urls, caplo
         wait_until(lambda: client.query(promql("ttft_p95_ms", JOB)) is not None)
         loops = Loops(client, replicas=2)
         with long_requests({urls[0]: 3, doomed.url: 4}):
+            wait_until(lambda: client.query(promql("num_requests_running", JOB)) == 4)
+            wait_until(lambda: client.query(promql(LOAD, JOB)) == 7)
             loops.step_until(
                 lambda steps: steps["keda"].decision.replicas == 4, "KEDA saw 7 requests"
             )
