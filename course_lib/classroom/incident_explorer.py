@@ -1,46 +1,32 @@
 """The incidents of the bank on a slider: guess the cause, then uncover it."""
 
-import io
+import html
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import ipywidgets
-
+from course_lib.classroom.explorer import Control, Explorer, View
 from course_lib.classroom.incidents.records import CAUSES, Case, ReplicaLog, RequestLog
 from course_lib.classroom.plots.incidents import plot_incident
 
 
 def incident_explorer(
     cases: Sequence[Case], split: Callable[[RequestLog, ReplicaLog], Mapping[str, float]]
-) -> ipywidgets.Widget:
+) -> Explorer:
     """One incident at a time, its cause hidden until it is asked for.
 
     Args:
         cases: to choose from.
         split: `split_timeline`.
     """
-    slider = ipywidgets.IntSlider(
-        description="incident", min=1, max=len(cases), value=1, continuous_update=False
-    )
-    uncover = ipywidgets.ToggleButton(description="show the cause", value=False)
-    told = ipywidgets.HTML()
-    picture = ipywidgets.Image(format="png")
+    numbers = {f"{index + 1}": index for index in range(len(cases))}
+    controls = {
+        "index": Control("incident", numbers, 0),
+        "uncovered": Control("show the cause", kind="switch"),
+    }
 
-    def tell(_: Any = None) -> None:
-        case = cases[slider.value - 1]
-        cause = f"<b>{case.cause}</b>: {CAUSES[case.cause]} ({case.source})"
-        told.value = cause if uncover.value else "What is the cause?"
+    def draw(index: int, uncovered: bool) -> View:
+        case = cases[index]
+        cause = f"<b>{case.cause}</b>: {html.escape(CAUSES[case.cause])} ({case.source})"
+        figure = plot_incident(case.incident, split(case.incident.request, case.incident.replica))
+        return View([figure], cause if uncovered else "What is the cause?")
 
-    def draw(_: Any = None) -> None:
-        incident = cases[slider.value - 1].incident
-        figure = plot_incident(incident, split(incident.request, incident.replica))
-        file = io.BytesIO()
-        figure.savefig(file, format="png")
-        picture.value = file.getvalue()
-        uncover.value = False
-        tell()
-
-    slider.observe(draw, names="value")
-    uncover.observe(tell, names="value")
-    draw()
-    return ipywidgets.VBox([ipywidgets.HBox([slider, uncover, told]), picture])
+    return Explorer(controls, draw)

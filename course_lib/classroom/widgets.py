@@ -1,100 +1,106 @@
-"""Sliders of the notebooks, made of ipywidgets (7.7 or later).
+"""What the notebooks of one replica let you try: a plan, a batch, the blocks of a KV cache.
 
-Each function returns one widget, which a notebook shows by naming it in the last line of a cell.
-The picture in it is an image that is drawn anew when a slider moves, so it needs no front end but
-the widgets' own.
+Each function returns an `Explorer`, which a notebook shows by naming it in the last line of a cell.
 """
 
-import io
+import html
+import random
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import ipywidgets
-from matplotlib.figure import Figure
-
-from course_lib.classroom.plots import plot_block_map, plot_memory
+from course_lib.classroom.explorer import Control, Explorer, View
+from course_lib.classroom.plots import plot_block_map, plot_plan, plot_slots
 from course_lib.classroom.recording import BlockMap
 from course_lib.sizing import catalog
+from course_lib.sizing.batching import simulate_slots
 from course_lib.sizing.memory import GpuRequirements
 
 CONTEXT_LENS = [512 * 2**power for power in range(9)]  # 512 to 128K tokens
 CONCURRENCIES = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
 
+#: Replies of the batch, few enough to tell them apart.
+NUM_REPLIES = 24
+SHORT_REPLIES = (4, 6, 8, 10, 12)  # tokens
 
-def sizing_explorer(sizing: Callable[..., GpuRequirements]) -> ipywidgets.Widget:
-    """A plan on sliders: model, GPU, context, customers and precisions; the memory it takes.
+
+def sizing_explorer(sizing: Callable[..., GpuRequirements]) -> Explorer:
+    """A plan on sliders: how many GPUs each model needs, and what takes the memory of one of them.
 
     Args:
         sizing: the calculator, with the arguments of `estimate_gpu_requirements`.
     """
     controls = {
-        "model": _dropdown("model", list(catalog.models()), "Llama-3.1-8B"),
-        "gpu": _dropdown("GPU", list(catalog.gpus()), "H100_80GB"),
-        "context": _slider("tokens each", CONTEXT_LENS, 2048),
-        "concurrency": _slider("customers", CONCURRENCIES, 10),
-        "weights": _dropdown("weights", ["bf16", "int8", "int4"], "bf16"),
-        "kv": _dropdown("KV cache", ["bf16", "fp8"], "bf16"),
+        "model": Control("model", list(catalog.models()), "Llama-3.1-8B", "menu"),
+        "gpu": Control("GPU", list(catalog.gpus()), "H100_80GB", "menu"),
+        "context": Control("conversation", CONTEXT_LENS, 2048, form="{:,} tokens"),
+        "concurrency": Control("customers at once", CONCURRENCIES, 10, form="{:,}"),
+        "weights": Control("weights", ["bf16", "int8", "int4"], "bf16", "menu"),
+        "kv": Control("KV cache", ["bf16", "fp8"], "bf16", "menu"),
     }
-    picture = ipywidgets.Image(format="png")
 
-    def draw(_: Any = None) -> None:
-        chosen = {name: control.value for name, control in controls.items()}
-        model = catalog.find_model(chosen["model"])
-        needs = sizing(
-            model.total_params / 1e9,
-            model.num_layers,
-            model.num_kv_heads,
-            model.head_dim,
-            chosen["context"],
-            chosen["concurrency"],
-            weight_bytes=catalog.PRECISION_BYTES[chosen["weights"]],
-            kv_bytes=catalog.PRECISION_BYTES[chosen["kv"]],
-        )
-        title = f"{model.name}, {chosen['concurrency']} x {chosen['context']} tokens"
-        picture.value = _png(plot_memory(needs, catalog.find_gpu(chosen["gpu"]), title))
+    def draw(model: str, gpu: str, context: int, concurrency: int, weights: str, kv: str) -> View:
+        needs = {
+            name: sizing(
+                shape.total_params / 1e9,
+                shape.num_layers,
+                shape.num_kv_heads,
+                shape.head_dim,
+                context,
+                concurrency,
+                weight_bytes=catalog.PRECISION_BYTES[weights],
+                kv_bytes=catalog.PRECISION_BYTES[kv],
+            )
+            for name, shape in catalog.models().items()
+        }
+        plan = f"{concurrency:,} x {context:,} tokens, weights {weights}, KV cache {kv}"
+        return View([plot_plan(needs, model, catalog.find_gpu(gpu), plan)])
 
-    for control in controls.values():
-        control.observe(draw, names="value")
-    draw()
-    boxes = list(controls.values())
-    rows = [ipywidgets.HBox(boxes[first : first + 2]) for first in range(0, len(boxes), 2)]
-    return ipywidgets.VBox([*rows, picture])
+    return Explorer(controls, draw)
 
 
-def block_map_explorer(block_maps: Sequence[BlockMap]) -> ipywidgets.Widget:
+def batching_explorer() -> Explorer:
+    """Replies and slots on sliders: which reply is in which slot, static above continuous."""
+    controls = {
+        "slots": Control("slots", [1, 2, 3, 4, 6, 8, 12], 4),
+        "num_long": Control(f"long replies of {NUM_REPLIES}", [0, 1, 2, 4, 8, 16, 24], 4),
+        "length": Control("a long reply", [10, 20, 40, 80, 160], 40, form="{} tokens"),
+        "order": Control("order of arrival", {f"no. {seed}": seed for seed in range(1, 9)}, 1),
+    }
+
+    def draw(slots: int, num_long: int, length: int, order: int) -> View:
+        rng = random.Random(order)
+        lengths = [length] * num_long
+        lengths += [rng.choice(SHORT_REPLIES) for _ in range(NUM_REPLIES - num_long)]
+        rng.shuffle(lengths)
+        steps = {
+            name: simulate_slots(lengths, slots, continuous=name == "continuous").token_steps
+            for name in ("static", "continuous")
+        }
+        times = steps["static"] / steps["continuous"]
+        text = f"The static batch takes {times:.2f} times as many steps as the continuous one."
+        return View([plot_slots(lengths, slots)], text)
+
+    return Explorer(controls, draw)
+
+
+def block_map_explorer(block_maps: Sequence[BlockMap]) -> Explorer:
     """A run of the engine on a slider, or played: who owns which block after each step.
 
     Args:
         block_maps: from `record_block_maps`.
     """
-    last = len(block_maps) - 1
-    slider = ipywidgets.IntSlider(
-        description="step", max=last, value=min(1, last), continuous_update=False
-    )
-    play = ipywidgets.Play(max=last, value=slider.value, interval=600)
-    ipywidgets.jslink((play, "value"), (slider, "value"))
-    picture = ipywidgets.Image(format="png")
+    steps = range(len(block_maps))
 
-    def draw(_: Any = None) -> None:
-        picture.value = _png(plot_block_map(block_maps[slider.value]))
+    def draw(step: int) -> View:
+        tables = [
+            f"<tr><td>request {html.escape(name)}&emsp;</td><td>{_table(table)}</td></tr>"
+            for name, table in block_maps[step].owned.items()
+        ]
+        text = f"Block tables: <table>{''.join(tables)}</table>" if tables else "No block table."
+        return View([plot_block_map(block_maps[step])], text)
 
-    slider.observe(draw, names="value")
-    draw()
-    return ipywidgets.VBox([ipywidgets.HBox([play, slider]), picture])
+    first = steps[min(1, len(steps) - 1)]
+    return Explorer({"step": Control("after step", steps, first, "player")}, draw)
 
 
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
-
-
-def _dropdown(label: str, options: list[str], value: str) -> ipywidgets.Dropdown:
-    value = value if value in options else options[0]
-    return ipywidgets.Dropdown(description=label, options=options, value=value)
-
-
-def _slider(label: str, options: Sequence[float], value: float) -> ipywidgets.SelectionSlider:
-    return ipywidgets.SelectionSlider(
-        description=label, options=options, value=value, continuous_update=False
-    )
+def _table(blocks: Sequence[int]) -> str:
+    return ", ".join(f"{block}" for block in blocks)

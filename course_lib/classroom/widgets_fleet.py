@@ -1,24 +1,27 @@
-"""Sliders over the fleet simulator: an autoscaler before a morning spike, and single requests.
+"""What the notebooks of a fleet let you try: an autoscaler, single requests, incidents.
 
-Each picture is also to be had without widgets, from the function of `plots` that draws it.
+Each function returns an `Explorer`, which a notebook shows by naming it in the last line of a cell.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import ipywidgets
-
-from course_lib.classroom.plots import plot_fleet, plot_request_spans
+from course_lib.classroom.explorer import Control, Explorer, View
+from course_lib.classroom.plots import plot_autoscaling, plot_fleet, plot_request_spans
 from course_lib.classroom.plots.waits import request_spans
-from course_lib.classroom.widgets import _dropdown, _png, _slider
 from course_lib.fleet.autoscaler import Autoscaler, GPUAutoscaler
-from course_lib.fleet.cold_start import ColdStart, Duration
-from course_lib.fleet.kubernetes import ExternalMetric, HorizontalPodAutoscaler
+from course_lib.fleet.cold_start import ColdStart
+from course_lib.fleet.kubernetes import (
+    Behavior,
+    ExternalMetric,
+    HorizontalPodAutoscaler,
+    ScaleDown,
+)
 from course_lib.fleet.proportional import ProportionalAutoscaler
 from course_lib.fleet.results import SimulationResult
 from course_lib.fleet.simulator import simulate
 from course_lib.fleet.spec import Clock, FleetSpec, ReplicaSpec
-from course_lib.traces.generators import morning_spike
+from course_lib.traces.generators import bursty, merge, morning_spike, steady
+from course_lib.traces.trace import Trace
 
 #: An autoscaler from a cooldown in seconds, a target of requests for each replica, and a clock.
 MakeAutoscaler = Callable[[float, float, Clock], Autoscaler]
@@ -32,12 +35,33 @@ AUTOSCALERS: dict[str, MakeAutoscaler] = {
     ),
     "Kubernetes HPA": lambda cooldown_s, target, clock: HorizontalPodAutoscaler(
         [ExternalMetric("num_requests_waiting + num_requests_running", average_value=target)],
+        behavior=Behavior(scale_down=ScaleDown(int(cooldown_s))),
         clock=clock,
     ),
 }
 
-# A day in an hour, so that the spike of six hours lasts 15 minutes: longer than a cold start.
-DAY_S = 3600.0
+# Twenty minutes, so that a slider answers soon; a cold start takes some 200 s of them.
+TRACE_S = 1200.0
+NIGHT_SHARE = 0.2  # of the peak
+
+
+def _morning(peak_per_s: float, spike_hour: float, spike_hours: float, seed: int = 0) -> Trace:
+    """A day of 24 hours in `TRACE_S`."""
+    return morning_spike(
+        night_rate_per_s=NIGHT_SHARE * peak_per_s, peak_rate_per_s=peak_per_s,
+        spike_hour=spike_hour, ramp_hours=1.0, spike_hours=spike_hours, day_s=TRACE_S, seed=seed,
+    )  # fmt: skip
+
+
+#: Traces by name, from the highest rate in requests/s.
+TRACES: dict[str, Callable[[float], Trace]] = {
+    "one wave": lambda peak_per_s: _morning(peak_per_s, 4, 8),
+    "two waves": lambda peak_per_s: merge(
+        _morning(0.9 * peak_per_s, 3, 4), _morning(0.9 * peak_per_s, 13, 4, seed=1)
+    ),
+    "steady": lambda peak_per_s: steady(0.5 * peak_per_s, TRACE_S),
+    "bursts": lambda peak_per_s: bursty(0.5 * peak_per_s, TRACE_S, cv=4),
+}
 
 # Before and after a request, what is drawn of the fleet.
 MARGIN_S = 120.0
@@ -47,8 +71,8 @@ def autoscaler_explorer(
     replica: ReplicaSpec,
     slo_ttft_s: float,
     autoscalers: Mapping[str, MakeAutoscaler] = AUTOSCALERS,
-) -> ipywidgets.Widget:
-    """A morning spike on sliders: how high, who scales, how long a cold start lasts.
+) -> Explorer:
+    """A fleet on sliders: what comes, who scales and how, what is warm; who waits, what it costs.
 
     Args:
         replica: what each replica of the fleet is.
@@ -56,43 +80,50 @@ def autoscaler_explorer(
         autoscalers: to choose among, a student's own too.
     """
     controls = {
-        "autoscaler": _dropdown("autoscaler", list(autoscalers), "simple rule"),
-        "peak": _slider("peak req/s", [0.5, 1, 1.5, 2, 3], 1),
-        "cooldown": _slider("cooldown s", [0, 30, 60, 120, 300, 600], 60),
-        "target": _slider("target each", [2, 5, 10, 20, 40], 10),
-        "warm": _slider("warm pool", [0, 1, 2, 4, 8], 0),
-        "cold": _slider("cold start %", [10, 25, 50, 100, 200], 100),
+        "trace": Control("requests", list(TRACES), "one wave", "menu"),
+        "peak": Control("at most", [0.25, 0.5, 0.75, 1.0, 1.5, 2.0], 1.0, form="{:g} req/s"),
+        "autoscaler": Control("autoscaler", list(autoscalers), "simple rule", "menu"),
+        "target": Control("target", [2, 4, 5, 8, 16, 32], 4, form="{} requests a replica"),
+        "cooldown": Control("cooldown or window", [0, 30, 60, 120, 300, 600], 60, form="{} s"),
+        "warm": Control("warm pool", [0, 1, 2, 4, 8], 0, form="{} standing by"),
+        "cold": Control("cold start", [0.1, 0.25, 0.5, 1.0, 2.0], 1.0, form="x {:g}"),
     }
-    picture, text = ipywidgets.Image(format="png"), ipywidgets.HTML()
 
-    def draw(_: Any = None) -> None:
-        chosen = {name: control.value for name, control in controls.items()}
-        make = autoscalers[chosen["autoscaler"]]
+    def draw(
+        trace: str,
+        peak: float,
+        autoscaler: str,
+        target: float,
+        cooldown: float,
+        warm: int,
+        cold: float,
+    ) -> View:
+        node, pull, load, warm_up = (phase.scaled(cold) for phase in ColdStart().phases.values())
         fleet = FleetSpec(
             replica,
-            autoscaler=lambda clock: make(chosen["cooldown"], chosen["target"], clock),
-            warm_pool=chosen["warm"],
-            cold_start=scaled_cold_start(chosen["cold"] / 100),
+            autoscaler=lambda clock: autoscalers[autoscaler](cooldown, target, clock),
+            warm_pool=warm,
+            cold_start=ColdStart(node, pull, load, warm_up),
         )
-        trace = morning_spike(
-            night_rate_per_s=0.2, peak_rate_per_s=chosen["peak"], spike_hour=7.0, ramp_hours=1.0,
-            spike_hours=6.0, day_s=DAY_S,
-        )  # fmt: skip
-        result = simulate(trace, fleet)
-        picture.value = _png(plot_fleet(result, slo_ttft_s, "A morning, a day in an hour"))
+        result = simulate(TRACES[trace](peak), fleet)
         found = result.summary()
-        text.value = (
-            f"{found['starts']} replicas started, {found['reversals']} reversals, "
+        text = (
+            f"{found['starts']} cold starts, {found['reversals']} reversals, "
             f"{found['queue_s']:,.0f} queue-seconds, p95 TTFT {found['ttft_p95_s']:.2f} s, "
-            f"${found['usd']:.2f}"
+            f"${found['usd']:.2f}. "
+        )
+        if autoscaler == "simple rule":
+            text += "The simple rule has thresholds of its own: the target does not matter to it."
+        return View(
+            [plot_autoscaling(result, slo_ttft_s, f"{trace.capitalize()}, {autoscaler}")], text
         )
 
-    return _explorer(controls, draw, [text, picture])
+    return Explorer(controls, draw)
 
 
 def request_timeline_explorer(
     result: SimulationResult, slo_ttft_s: float, most: int = 50
-) -> ipywidgets.Widget:
+) -> Explorer:
     """Pick a request, the slowest first: its timeline, and the fleet around it.
 
     Args:
@@ -101,46 +132,22 @@ def request_timeline_explorer(
         most: so many requests to pick from.
 
     Raises:
-        ValueError: no request got a token.
+        ValueError: no request of this result got a token.
     """
     slowest = result.requests.ttft_s.dropna().nlargest(most)
     if slowest.empty:
         raise ValueError("no request of this result got a token; there is no timeline to draw")
     names = {f"request {index}: TTFT {ttft_s:.2f} s": index for index, ttft_s in slowest.items()}
-    controls = {"request": _dropdown("request", list(names), "")}
-    timeline, fleet = ipywidgets.Image(format="png"), ipywidgets.Image(format="png")
 
-    def draw(_: Any = None) -> None:
-        index = names[controls["request"].value]
-        name = f"request {index}"
-        timeline.value = _png(plot_request_spans({name: request_spans(result, index)}))
+    def draw(index: int) -> View:
         request = result.requests.loc[index]
         window_s = (
             max(0.0, request.arrival_s - MARGIN_S),
             min(result.duration_s, request.finished_s + MARGIN_S),
         )
-        picture = plot_fleet(result, slo_ttft_s, f"The fleet around {name}", window_s)
-        fleet.value = _png(picture)
+        name = f"request {index}"
+        spans = plot_request_spans({name: request_spans(result, index)})
+        fleet = plot_fleet(result, slo_ttft_s, f"The fleet around {name}", window_s)
+        return View([spans, fleet])
 
-    return _explorer(controls, draw, [timeline, fleet])
-
-
-def scaled_cold_start(factor: float) -> ColdStart:
-    """The default cold start, all its phases longer or shorter by a factor."""
-    node, pull, load, warm_up = (
-        Duration(factor * phase.p50_s, factor * phase.p95_s)
-        for phase in ColdStart().phases.values()
-    )
-    return ColdStart(node, pull, load, warm_up)
-
-
-def _explorer(
-    controls: Mapping[str, Any], draw: Callable[..., None], shown: list[ipywidgets.Widget]
-) -> ipywidgets.Widget:
-    """Controls in rows of two above what they change."""
-    for control in controls.values():
-        control.observe(draw, names="value")
-    draw()
-    boxes = list(controls.values())
-    rows = [ipywidgets.HBox(boxes[first : first + 2]) for first in range(0, len(boxes), 2)]
-    return ipywidgets.VBox([*rows, *shown])
+    return Explorer({"index": Control("the slowest first", names, slowest.index[0], "menu")}, draw)

@@ -1,4 +1,4 @@
-"""What is drawn of a fleet is what its simulation found; sliders simulate anew."""
+"""What is drawn of a fleet is what its simulation found."""
 
 from itertools import pairwise
 
@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from course_lib.classroom.plots import (
+    plot_autoscaling,
     plot_cold_starts,
     plot_cost,
     plot_fleet,
@@ -219,40 +220,15 @@ def test_request_spans_are_bars_with_the_first_token_marked():
         plot_request_spans({"a": {"lunch": 1.0}})
 
 
-def test_the_autoscaler_explorer_simulates_anew_with_what_the_sliders_say(monkeypatch):
-    pytest.importorskip("ipywidgets")
-    from course_lib.classroom import widgets_fleet
-
-    asked = []
-
-    def watched(trace, fleet):
-        asked.append((trace, fleet))
-        return simulate(trace, fleet, until_s=120)
-
-    monkeypatch.setattr(widgets_fleet, "simulate", watched)
-    *rows, text, picture = widgets_fleet.autoscaler_explorer(REPLICA, SLO_S).children
-    controls = {control.description: control for row in rows for control in row.children}
-    before = bytes(picture.value)
-    assert before.startswith(b"\x89PNG") and "queue-seconds" in text.value
-    controls["warm pool"].value = 2
-    controls["cold start %"].value = 200
-    fleet = asked[-1][1]
-    assert fleet.warm_pool == 2
-    assert fleet.cold_start.node_provisioning.p50_s == 2 * ColdStart().node_provisioning.p50_s
-    assert len(asked) == 3 and bytes(picture.value) != before
-    controls["autoscaler"].value = "proportional"
-    controls["cooldown s"].value = 300
-    assert asked[-1][1].autoscaler(lambda: 0.0).window_s == 300
-
-
-def test_the_timeline_explorer_begins_with_the_slowest_request(result):
-    pytest.importorskip("ipywidgets")
-    from course_lib.classroom.widgets_fleet import request_timeline_explorer
-
-    row, timeline, fleet = request_timeline_explorer(result, SLO_S).children
-    (choice,) = row.children
-    slowest = result.requests.ttft_s.idxmax()
-    assert choice.value.startswith(f"request {slowest}: TTFT")
-    before = bytes(timeline.value), bytes(fleet.value)
-    choice.value = choice.options[-1]
-    assert bytes(timeline.value) != before[0] and bytes(fleet.value) != before[1]
+def test_an_autoscaling_run_is_drawn_with_what_it_cost(result):
+    figure = plot_autoscaling(result, SLO_S, "Thirty at once")
+    arrivals, replicas, queue, paid = figure.axes
+    assert arrivals.get_title(loc="left") == "Arrivals: 30 requests"
+    assert replicas.get_title(loc="left") == "Replicas: up to 2"
+    assert queue.get_xlabel() == "time (s)" and queue.get_ylabel() == "requests"
+    assert paid.get_xlabel() == "GPU-hours"
+    assert sum(bar.get_width() for bar in paid.patches) == pytest.approx(
+        sum(result.gpu_hours.values())
+    )
+    assert paid.texts[-1].get_text() == f"  \\${result.usd:,.2f}"
+    assert "above 2 s" in figure.get_supxlabel()

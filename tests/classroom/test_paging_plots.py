@@ -103,13 +103,3 @@ def test_a_recorded_run_is_the_engines_own(block_pool):
     assert first.owned["0"][:2] == first.owned["1"][:2] and first.num_shared == 2
     assert first.num_owned == 4 and first.num_cached == 0
     assert last.owned == {} and list(last.cached) == ["0", "1", "2"] and last.num_cached == 2
-
-
-def test_the_slider_steps_through_the_run():
-    widgets = pytest.importorskip("course_lib.classroom.widgets")
-    controls, picture = widgets.block_map_explorer([MAP, BlockMap(8, 8, 16, {}, {}, 0)]).children
-    play, slider = controls.children
-    before = bytes(picture.value)
-    assert before.startswith(b"\x89PNG") and (slider.max, play.max) == (1, 1)
-    slider.value = 0
-    assert bytes(picture.value) != before

@@ -1,4 +1,4 @@
-"""The plots and sliders of the sizing notebook say what the calculator says."""
+"""The plots of the sizing notebook say what the calculator says."""
 
 import matplotlib
 import pytest
@@ -6,8 +6,8 @@ import pytest
 from course_lib.classroom.plots import (
     plot_context_growth,
     plot_gpus_needed,
-    plot_memory,
     plot_mig_fits,
+    plot_plan,
 )
 from course_lib.sizing import catalog
 from course_lib.sizing.memory import estimate_gpu_requirements
@@ -37,15 +37,22 @@ def test_the_heat_map_has_a_panel_for_each_load_and_a_number_for_each_gpu():
     assert "memory alone. BF16." in figure.get_supxlabel()
 
 
-def test_the_memory_bar_ends_at_the_total_and_shows_the_end_of_each_gpu():
-    needs = estimate_gpu_requirements(70, 80, 8, 128, 8192, 4)
-    figure = plot_memory(needs, H100, "70B")
-    (ax,) = figure.axes
-    ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
+def test_a_plan_is_framed_in_the_heat_map_and_its_memory_drawn_up_to_the_total():
+    needs = {
+        "8B": estimate_gpu_requirements(8, 32, 8, 128, 8192, 4),
+        "70B": estimate_gpu_requirements(70, 80, 8, 128, 8192, 4),
+    }
+    grid, bar = plot_plan(needs, "70B", H100, "4 x 8,192 tokens").axes
+    (frame,) = grid.patches
+    column = [label.get_text() for label in grid.get_xticklabels()].index("H100_80GB")
+    assert frame.get_xy() == (column - 0.5, 0.5)
+    assert len(texts(grid)) == 2 * len(catalog.gpus())
+    assert texts(grid)[len(catalog.gpus()) + column] == "3"
+    ends = [part.get_x() + part.get_width() for part in bar.patches]
     assert ends == pytest.approx([140.0, 150.737, 173.348], abs=0.001)
-    assert ax.get_title(loc="left") == "70B: 173 GB, 3 x H100_80GB"
-    assert [line.get_xdata()[0] for line in ax.lines] == [76, 152, 228]
-    assert ax.get_xlabel() == "GB"
+    assert bar.get_title(loc="left") == "70B: 173 GB, 3 x H100_80GB"
+    assert [line.get_xdata()[0] for line in bar.lines] == [76, 152, 228]
+    assert bar.get_xlabel() == "GB"
 
 
 def test_memory_over_context_is_drawn_against_gpus_up_to_the_largest_need():
@@ -66,24 +73,3 @@ def test_slices_are_drawn_with_the_replicas_that_fit():
     assert texts(ax)[:3] == ["3.6 GB: 7 x 1g.10gb", "10.1 GB: 4 x 1g.20gb", "100 GB: no slice"]
     assert texts(ax)[3:] == ["9.5 GB", "19.0 GB", "38.0 GB", "76.0 GB"]
     assert ax.get_title(loc="left") == "Replicas on one H100_80GB"
-
-
-def test_the_sliders_ask_the_calculator_and_draw_anew():
-    widgets = pytest.importorskip("course_lib.classroom.widgets")
-    asked = []
-
-    def sizing(*args, **kwargs):
-        asked.append((args, kwargs))
-        return estimate_gpu_requirements(*args, **kwargs)
-
-    *rows, picture = widgets.sizing_explorer(sizing).children
-    controls = {control.description: control for row in rows for control in row.children}
-    before = bytes(picture.value)
-    assert before.startswith(b"\x89PNG")
-    controls["customers"].value = 1000
-    controls["KV cache"].value = "fp8"
-    assert asked[-1] == (
-        (8.030261248, 32, 8, 128, 2048, 1000),
-        {"weight_bytes": 2.0, "kv_bytes": 1.0},
-    )
-    assert len(asked) == 3 and bytes(picture.value) != before

@@ -31,17 +31,23 @@ from course_lib.classroom.plots.paging import (
     plot_fragmentation,
     plot_prefix_hits,
 )
-from course_lib.classroom.plots.policies import plot_cost, plot_frontier, plot_policies
+from course_lib.classroom.plots.policies import (
+    plot_autoscaling,
+    plot_cost,
+    plot_frontier,
+    plot_policies,
+)
 from course_lib.classroom.plots.sizing import (
     plot_context_growth,
     plot_gpus_needed,
-    plot_memory,
     plot_mig_fits,
+    plot_plan,
 )
 from course_lib.classroom.plots.waits import plot_cold_starts, plot_request_spans
 
 __all__ = [
     "plot_attention_errors",
+    "plot_autoscaling",
     "plot_back_pressure",
     "plot_block_map",
     "plot_block_maps",
@@ -55,10 +61,10 @@ __all__ = [
     "plot_frontier",
     "plot_gpus_needed",
     "plot_latency_over_time",
-    "plot_memory",
     "plot_mig_fits",
     "plot_online_softmax",
     "plot_outcomes",
+    "plot_plan",
     "plot_policies",
     "plot_prefix_hits",
     "plot_queue",

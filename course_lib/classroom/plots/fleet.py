@@ -61,13 +61,13 @@ def plot_fleet(
     rows = 6 if len(regions) > 1 else 5
     with stacked_figure(rows, [1] * rows, height=1.1 + 1.55 * rows) as (figure, panels):
         arrivals, replicas, *others = panels
-        _draw_arrivals(arrivals, result.requests, start_s, end_s)
-        _draw_replicas(replicas, timeline)
+        draw_arrivals(arrivals, result.requests, start_s, end_s)
+        draw_replicas(replicas, timeline)
         _mark_ends(replicas, result.replicas)
         if len(regions) > 1:
             _draw_regions(others.pop(0), result.replicas, regions, result.duration_s)
         queue, kv_cache, ttft = others
-        _draw_queue(queue, timeline)
+        draw_queue(queue, timeline)
         _draw_running(queue, timeline)
         _draw_kv_cache(kv_cache, timeline)
         _draw_ttft(ttft, timeline, slo_ttft_s)
@@ -112,10 +112,10 @@ def plot_signals(
         for ax in (gpu, cpu):
             ax.set_ylabel("%")
             ax.set_ylim(0, 105)
-        _draw_queue(queue, timeline)
+        draw_queue(queue, timeline)
         _draw_ttft(ttft, timeline, slo_ttft_s)
         for ax in (gpu, cpu, queue):
-            _shade_misses(ax, timeline, slo_ttft_s)
+            shade_misses(ax, timeline, slo_ttft_s)
         label_time_axis(ttft, start_s, end_s)
         figure.align_ylabels(panels)
         figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=13)
@@ -142,7 +142,8 @@ def fleet_timeline(result: SimulationResult) -> pd.DataFrame:
     return result.timeline.groupby("time_s", as_index=False).agg(how)
 
 
-def _draw_arrivals(ax: Axes, requests: pd.DataFrame, start_s: float, end_s: float) -> None:
+def draw_arrivals(ax: Axes, requests: pd.DataFrame, start_s: float, end_s: float) -> None:
+    """Bars of the requests that came, as a rate."""
     counts, edges = np.histogram(requests.arrival_s, bins=_BINS, range=(start_s, end_s))
     width_s = (end_s - start_s) / _BINS
     ax.stairs(counts / width_s, edges, fill=True, color=COLORS["prefill"], alpha=0.75)
@@ -150,7 +151,8 @@ def _draw_arrivals(ax: Axes, requests: pd.DataFrame, start_s: float, end_s: floa
     ax.set_ylabel("requests/s")
 
 
-def _draw_replicas(ax: Axes, timeline: pd.DataFrame) -> None:
+def draw_replicas(ax: Axes, timeline: pd.DataFrame) -> None:
+    """Replicas by what they do, stacked, and the number that the autoscaler wants."""
     below = np.zeros(len(timeline))
     for state, column in _STATE_COLUMNS.items():
         above = below + timeline[column].to_numpy()
@@ -168,7 +170,8 @@ def _draw_replicas(ax: Axes, timeline: pd.DataFrame) -> None:
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
-def _draw_queue(ax: Axes, timeline: pd.DataFrame) -> None:
+def draw_queue(ax: Axes, timeline: pd.DataFrame) -> None:
+    """Requests that wait, at the gateway and in the replicas."""
     waiting = timeline.num_requests_waiting
     ax.fill_between(timeline.time_s, waiting, color=COLORS["queue"], linewidth=0, label="waiting")
     ax.set_title(f"Queue: up to {waiting.max():,.0f} waiting")
@@ -202,7 +205,7 @@ def _draw_ttft(ax: Axes, timeline: pd.DataFrame, slo_s: float | None) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
     if slo_s is not None:
         ax.axhline(slo_s, color="black", linewidth=1, linestyle="--", label="objective")
-        _shade_misses(ax, timeline, slo_s)
+        shade_misses(ax, timeline, slo_s)
         _legend(ax)
 
 
@@ -211,7 +214,8 @@ def _ttft_s(timeline: pd.DataFrame) -> pd.Series:
     return timeline.ttft_p95_ms.where(timeline.ttft_p95_ms > 0) / 1000
 
 
-def _shade_misses(ax: Axes, timeline: pd.DataFrame, slo_s: float) -> None:
+def shade_misses(ax: Axes, timeline: pd.DataFrame, slo_s: float) -> None:
+    """Shade the times at which the time to first token was above the objective."""
     ax.fill_between(
         timeline.time_s, 0, 1, where=_ttft_s(timeline) > slo_s, step="post",
         color=COLORS["accent"], alpha=0.2, linewidth=0, zorder=0.5,

@@ -8,7 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-from course_lib.classroom.plots.fleet import STATE_COLORS, fleet_timeline
+from course_lib.classroom.plots.fleet import (
+    STATE_COLORS,
+    draw_arrivals,
+    draw_queue,
+    draw_replicas,
+    fleet_timeline,
+    shade_misses,
+)
 from course_lib.classroom.plots.style import COLORS, STYLE, caption
 from course_lib.classroom.plots.time_axis import label_time_axis
 from course_lib.fleet.results import SimulationResult
@@ -106,6 +113,52 @@ def _draw_counts(
         ax.tick_params(length=0)
 
 
+def plot_autoscaling(result: SimulationResult, slo_ttft_s: float, title: str) -> Figure:
+    """Draw what came, the replicas that it was met with, who waited, and what was paid.
+
+    Args:
+        result: of a simulation in one region.
+        slo_ttft_s: objective of the time to first token; where it is missed is shaded.
+        title: what was simulated.
+
+    Raises:
+        ValueError: the result has no samples.
+    """
+    timeline = fleet_timeline(result)
+    end_s = float(timeline.time_s.iloc[-1])
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(8.4, 6.2))
+        grid = figure.add_gridspec(4, 1, height_ratios=[1, 1.2, 1, 0.32])
+        arrivals = figure.add_subplot(grid[0])
+        replicas, queue = (figure.add_subplot(grid[row], sharex=arrivals) for row in (1, 2))
+        draw_arrivals(arrivals, result.requests, 0.0, end_s)
+        draw_replicas(replicas, timeline)
+        draw_queue(queue, timeline)
+        for ax in (arrivals, replicas):
+            ax.tick_params(labelbottom=False)
+        for ax in (replicas, queue):
+            shade_misses(ax, timeline, slo_ttft_s)
+        label_time_axis(queue, 0.0, end_s)
+        paid = figure.add_subplot(grid[3])
+        _draw_gpu_hours(paid, {"": result})
+        paid.set_title("What was paid")
+        figure.legend(
+            *replicas.get_legend_handles_labels(), loc="outside upper right", fontsize=9, ncols=6,
+            handlelength=1.2,
+        )  # fmt: skip
+        paid.legend(
+            loc="lower right", bbox_to_anchor=(1.0, 0.9), fontsize=9, ncols=4, handlelength=1.2
+        )
+        figure.align_ylabels([arrivals, replicas, queue])
+        figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=13)
+        caption(
+            figure,
+            f"Shaded: the p95 TTFT of the last minute is above {slo_ttft_s:g} s.",
+        )
+        plt.close(figure)
+    return figure
+
+
 def plot_cost(
     results: SimulationResult | Mapping[str, SimulationResult], title: str = "What was paid"
 ) -> Figure:
@@ -116,35 +169,40 @@ def plot_cost(
         title: what was compared.
     """
     runs = results if isinstance(results, Mapping) else {"": results}
-    totals = [sum(result.gpu_hours.values()) for result in runs.values()]
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(8.4, 1.7 + 0.42 * len(runs)))
-        lefts = [0.0] * len(runs)
-        for state, color in COST_COLORS.items():
-            hours = [result.gpu_hours[state] for result in runs.values()]
-            if any(hours):
-                ax.barh(
-                    range(len(runs)), hours, left=lefts, height=0.65, color=color, label=state,
-                    edgecolor="white", linewidth=0.5,
-                )  # fmt: skip
-            for row, (left, width) in enumerate(zip(lefts, hours, strict=True)):
-                if width >= 0.07 * max(totals):  # else no room
-                    ink = "white" if state == "serving" else "black"
-                    middle = left + width / 2
-                    ax.text(middle, row, f"{width:.3g}", ha="center", va="center", color=ink)
-            lefts = [left + width for left, width in zip(lefts, hours, strict=True)]
-        for row, (left, result) in enumerate(zip(lefts, runs.values(), strict=True)):
-            ax.text(left, row, f"  \\${result.usd:,.2f}", va="center", weight="bold")
-        ax.set_xlim(0, 1.15 * max(*totals, 1e-9))
-        ax.set_yticks(range(len(runs)), labels=list(runs))
-        ax.set_ylim(len(runs) - 0.5, -0.5)
-        ax.grid(axis="y", visible=False)
-        ax.set_xlabel("GPU-hours")
+        _draw_gpu_hours(ax, runs)
         ax.set_title(title)
         figure.legend(loc="outside right center", fontsize=9, handlelength=1.2)
         caption(figure, "Serving: a batch was computed. Idle: ready, and nothing to compute.")
         plt.close(figure)
     return figure
+
+
+def _draw_gpu_hours(ax: Axes, runs: Mapping[str, SimulationResult]) -> None:
+    """A bar for each run: its GPU-hours by what the replicas did, and its dollars at the end."""
+    totals = [sum(result.gpu_hours.values()) for result in runs.values()]
+    lefts = [0.0] * len(runs)
+    for state, color in COST_COLORS.items():
+        hours = [result.gpu_hours[state] for result in runs.values()]
+        if any(hours):
+            ax.barh(
+                range(len(runs)), hours, left=lefts, height=0.65, color=color, label=state,
+                edgecolor="white", linewidth=0.5,
+            )  # fmt: skip
+        for row, (left, width) in enumerate(zip(lefts, hours, strict=True)):
+            if width >= 0.07 * max(totals):  # else no room
+                ink = "white" if state == "serving" else "black"
+                middle = left + width / 2
+                ax.text(middle, row, f"{width:.3g}", ha="center", va="center", color=ink)
+        lefts = [left + width for left, width in zip(lefts, hours, strict=True)]
+    for row, (left, result) in enumerate(zip(lefts, runs.values(), strict=True)):
+        ax.text(left, row, f"  \\${result.usd:,.2f}", va="center", weight="bold")
+    ax.set_xlim(0, 1.15 * max(*totals, 1e-9))
+    ax.set_yticks(range(len(runs)), labels=list(runs))
+    ax.set_ylim(len(runs) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("GPU-hours")
 
 
 def plot_frontier(found: SearchResult, title: str = "The price of latency") -> Figure:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import StrMethodFormatter
 
 from course_lib.classroom.plots.style import COLORS, STYLE, caption
@@ -34,68 +34,96 @@ def plot_gpus_needed(panels: Mapping[str, Mapping[str, Mapping[str, int]]], note
         note: what was assumed, for the caption.
     """
     first = next(iter(panels.values()))
-    gpus = list(next(iter(first.values())))
-    colors = ListedColormap(BIN_COLORS)
-    norm = BoundaryNorm([0.5] + [most + 0.5 for most in GPU_BINS.values()], colors.N)
     with plt.rc_context(STYLE):
         height = 1.9 + 0.27 * len(first)
         figure, axes = plt.subplots(
             1, len(panels), sharey=True, squeeze=False, figsize=(8.4, height)
         )
         for ax, (title, rows) in zip(axes[0], panels.items(), strict=True):
-            grid = np.array([[row[gpu] for gpu in gpus] for row in rows.values()])
-            ax.imshow(grid, cmap=colors, norm=norm, aspect="auto")
-            for (row, column), needed in np.ndenumerate(grid):
-                ink = "white" if needed > 4 else "black"
-                ax.text(column, row, f"{needed}", ha="center", va="center", color=ink, fontsize=8)
+            _draw_gpus_needed(ax, rows)
             ax.set_title(title)
-            ax.set_xticks(range(len(gpus)), labels=gpus, rotation=90, fontsize=8)
-            ax.set_yticks(range(len(rows)), labels=rows, fontsize=8)
-            ax.set_xticks(np.arange(len(gpus) + 1) - 0.5, minor=True)
-            ax.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
-            ax.grid(visible=False)
-            ax.grid(which="minor", color="white", linewidth=1)
-            ax.tick_params(which="both", length=0)
-            ax.spines[:].set_visible(False)
-        handles = [
-            Patch(color=color, label=label)
-            for label, color in zip(GPU_BINS, BIN_COLORS, strict=True)
-        ]
-        figure.legend(handles=handles, title="GPUs", loc="outside right center", fontsize=8)
+            ax.tick_params(axis="x", rotation=90)
+        figure.legend(handles=_bin_handles(), title="GPUs", loc="outside right center", fontsize=8)
         caption(figure, f"Numbers of GPUs, counted by memory alone. {note}")
         plt.close(figure)
     return figure
 
 
-def plot_memory(needs: GpuRequirements, gpu: Gpu, title: str) -> Figure:
-    """Draw weights, KV cache and overhead as one bar, against the GPUs that hold it.
+def _draw_gpus_needed(ax: Axes, rows: Mapping[str, Mapping[str, int]]) -> None:
+    """A heat map: model -> GPU -> number needed."""
+    gpus = list(next(iter(rows.values())))
+    colors = ListedColormap(BIN_COLORS)
+    norm = BoundaryNorm([0.5] + [most + 0.5 for most in GPU_BINS.values()], colors.N)
+    grid = np.array([[row[gpu] for gpu in gpus] for row in rows.values()])
+    ax.imshow(grid, cmap=colors, norm=norm, aspect="auto")
+    for (row, column), needed in np.ndenumerate(grid):
+        ink = "white" if needed > 4 else "black"
+        ax.text(column, row, f"{needed}", ha="center", va="center", color=ink, fontsize=8)
+    ax.set_xticks(range(len(gpus)), labels=gpus, fontsize=8)
+    ax.set_yticks(range(len(rows)), labels=rows, fontsize=8)
+    ax.set_xticks(np.arange(len(gpus) + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    ax.grid(visible=False)
+    ax.grid(which="minor", color="white", linewidth=1)
+    ax.tick_params(which="both", length=0)
+    ax.spines[:].set_visible(False)
+
+
+def _bin_handles() -> list[Patch]:
+    return [
+        Patch(color=color, label=label) for label, color in zip(GPU_BINS, BIN_COLORS, strict=True)
+    ]
+
+
+def plot_plan(needs: Mapping[str, GpuRequirements], model: str, gpu: Gpu, title: str) -> Figure:
+    """Draw how many GPUs each model needs, and for one of them on one GPU, what takes the memory.
 
     Args:
-        needs: what the calculator gave.
-        gpu: the kind of GPU.
+        needs: what the calculator gave for each model.
+        model: the one whose memory is drawn.
+        gpu: the GPU it is drawn against.
         title: the plan, in words.
     """
+    rows = {
+        name: {option: found.needed for option, found in need.gpu_options.items()}
+        for name, need in needs.items()
+    }
+    with plt.rc_context(STYLE):
+        figure, (grid, bar) = plt.subplots(
+            2, 1, figsize=(8.4, 2.9 + 0.19 * len(rows)), height_ratios=[0.19 * len(rows), 1.0]
+        )
+        _draw_gpus_needed(grid, rows)
+        grid.set_title(f"GPUs needed: {title}")
+        place = (list(rows[model]).index(gpu.name) - 0.5, list(rows).index(model) - 0.5)
+        grid.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="black", linewidth=2))
+        figure.legend(handles=_bin_handles(), title="GPUs", loc="outside right upper", fontsize=8)
+        _draw_memory(bar, needs[model], gpu, model)
+        caption(
+            figure,
+            "Counted by memory alone. Framed: the plan of the bar below it. "
+            f"Dashed: {gpu.usable_gb:g} GB,\nwhat is usable of one {gpu.name}, once for each.",
+        )
+        plt.close(figure)
+    return figure
+
+
+def _draw_memory(ax: Axes, needs: GpuRequirements, gpu: Gpu, title: str) -> None:
     needed = needs.gpu_options[gpu.name].needed
     parts = {"weights": needs.weights_gb, "KV cache": needs.kv_cache_gb}
     parts["overhead"] = needs.total_with_overhead_gb - sum(parts.values())
-    with plt.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(8.4, 2.6))
-        left = 0.0
-        for name, size_gb in parts.items():
-            label = f"{name} {_gb(size_gb)}"
-            ax.barh(0, size_gb, left=left, height=0.5, color=MEMORY_COLORS[name], label=label)
-            left += size_gb
-        _draw_capacity(ax, gpu, needed)
-        ax.set_title(f"{title}: {_gb(left)}, {needed} x {gpu.name}")
-        ax.set_xlabel("GB")
-        ax.set_xlim(0, 1.03 * max(left, needed * gpu.usable_gb))
-        ax.set_ylim(-0.5, 0.9)
-        ax.set_yticks([])
-        ax.grid(axis="y", visible=False)
-        ax.legend(ncols=3, loc="upper left", fontsize=9)
-        caption(figure, f"Dashed: {gpu.usable_gb:g} GB, what is usable of a GPU, once for each.")
-        plt.close(figure)
-    return figure
+    left = 0.0
+    for name, size_gb in parts.items():
+        label = f"{name} {_gb(size_gb)}"
+        ax.barh(0, size_gb, left=left, height=0.5, color=MEMORY_COLORS[name], label=label)
+        left += size_gb
+    _draw_capacity(ax, gpu, needed)
+    ax.set_title(f"{title}: {_gb(left)}, {needed} x {gpu.name}")
+    ax.set_xlabel("GB")
+    ax.set_xlim(0, 1.03 * max(left, needed * gpu.usable_gb))
+    ax.set_ylim(-0.5, 0.9)
+    ax.set_yticks([])
+    ax.grid(axis="y", visible=False)
+    ax.legend(ncols=3, loc="upper left", fontsize=9)
 
 
 def _draw_capacity(ax: Axes, gpu: Gpu, needed: int) -> None:
