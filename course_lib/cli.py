@@ -191,6 +191,39 @@ def release(
 
 
 @app.command()
+def grade(
+    submitted: Annotated[Path, typer.Argument(help="{student}/{assignment}/{notebook}.ipynb")],
+    out: Annotated[Path, typer.Option(help="Where marks and pages go.")],
+    solutions: Annotated[Path, typer.Option(help="Complete notebooks.")] = DATA_DIR.parent
+    / "solutions",
+    workers: Annotated[int | None, typer.Option(min=1, help="At a time; default: cores.")] = None,
+    cell_time: Annotated[float, typer.Option(min=1, help="Seconds, for each cell.")] = 120.0,
+    memory: Annotated[int, typer.Option(min=512, help="MB, for each answer.")] = 4096,
+) -> None:
+    """Grade a folder of submissions. What has not changed since last time is kept."""
+    try:
+        from course_lib.classroom.grading.isolate import Limits
+        from course_lib.classroom.grading.run import grade as grade_all
+    except ModuleNotFoundError as error:
+        console.print(f"[red]{error.name} is missing[/]: pip install -e '.\\[grading]'")
+        raise typer.Exit(1) from None
+    try:
+        limits = Limits(cell_s=cell_time, memory_mb=memory)
+        done = grade_all(submitted, out, solutions, limits=limits, workers=workers)
+    except ValueError as error:
+        console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+        raise typer.Exit(1) from None
+    table = Table("student", "points", "status", box=None, pad_edge=False)
+    for row in done.rows:
+        table.add_row(escape(row.student), f"{row.points:g} of {row.out_of:g}", row.status)
+    console.print(table)
+    if done.unknown:
+        console.print(f"no such notebook in {solutions}: {escape(', '.join(done.unknown))}")
+    console.print(f"{done.num_graded} graded now; isolation: {done.isolation}")
+    console.print(f"[bold]{out / 'overview.html'}[/]", soft_wrap=True)
+
+
+@app.command()
 def size(
     model: Annotated[str, typer.Argument(help="Name in the catalogue, or path of a config.json.")],
     gpu: Annotated[str, typer.Option(help="Name in the catalogue.")] = "H100_80GB",

@@ -13,9 +13,9 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,6 +32,10 @@ class Mismatch(Exception):
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+
+
+class NoAnswer(Exception):
+    """Nothing more will come from the answer, say because it ran out of time."""
 
 
 class CheckFailed(AssertionError):
@@ -53,6 +57,7 @@ class Exercise:
         reference: "module:name" of the course's own version.
         hints: from a nudge to nearly everything.
         part: name of the engine part that the answer is, if it is one.
+        off_limits: "module:name" of what else would be no answer of one's own.
     """
 
     id: str
@@ -62,6 +67,22 @@ class Exercise:
     reference: str
     hints: tuple[str, ...]
     part: str | None = None
+    off_limits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an oracle found.
+
+    Args:
+        outcome: full points for "passed", none for the others.
+        message: for the student; empty if there is nothing to mend.
+        error: that the answer raised.
+    """
+
+    outcome: Literal["passed", "unsolved", "wrong", "not your own"]
+    message: str = ""
+    error: BaseException | None = None
 
 
 def find_exercise(exercise_id: str) -> Exercise:
@@ -99,25 +120,38 @@ def check(exercise_id: str, answer: Any, *, seed: int | None = None) -> float:
     """
     exercise = find_exercise(exercise_id)
     seed = random.SystemRandom().getrandbits(32) if seed is None else seed
-    try:
-        check_is_own(answer, exercise.reference)
-        with reference_blocked(exercise.reference), _time_limit(TIME_LIMIT_S):
-            exercise.verify(answer, random.Random(seed))
-    except NotImplementedError:
+    with _time_limit(TIME_LIMIT_S):
+        verdict = assess(exercise, answer, seed)
+    if verdict.outcome == "unsolved":
         print(f"Exercise {exercise.id} is not implemented yet. 0 of {exercise.points} points.")
         if exercise.part:
             print(f"The notebook goes on with {_whose(exercise.part)} {exercise.part}.")
         return 0.0
-    except NotYourOwn as error:
-        raise CheckFailed(f"Exercise {exercise.id}: {error}") from None
-    except Mismatch as error:
-        raise CheckFailed(_failure(exercise, str(error), error.hint, seed)) from None
-    except (Exception, SystemExit) as error:
-        raise CheckFailed(_failure(exercise, _describe(error), None, seed)) from error
+    if verdict.outcome != "passed":
+        raise CheckFailed(verdict.message) from verdict.error
     print(f"Exercise {exercise.id} passed. {exercise.points} of {exercise.points} points.")
     if exercise.part:
         _save(exercise, answer)
     return float(exercise.points)
+
+
+def assess(exercise: Exercise, answer: Any, seed: int) -> Verdict:
+    """Put the oracle's questions to an answer."""
+    try:
+        with ExitStack() as blocked:
+            for reference in (exercise.reference, *exercise.off_limits):
+                check_is_own(answer, reference)
+                blocked.enter_context(reference_blocked(reference))
+            exercise.verify(answer, random.Random(seed))
+    except NotImplementedError:
+        return Verdict("unsolved")
+    except NotYourOwn as error:
+        return Verdict("not your own", f"Exercise {exercise.id}: {error}")
+    except Mismatch as error:
+        return Verdict("wrong", _failure(exercise, str(error), error.hint, seed))
+    except (Exception, SystemExit) as error:
+        return Verdict("wrong", _failure(exercise, _describe(error), None, seed), error)
+    return Verdict("passed")
 
 
 def _save(exercise: Exercise, answer: Any) -> None:
@@ -161,8 +195,8 @@ def _describe(error: BaseException) -> str:
     """An error that the student's code raised, with its line."""
     while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
         error = error.__cause__  # of a Triton kernel that was interpreted
-    if isinstance(error, _OutOfTime):
-        return f"it did not end within {TIME_LIMIT_S} s; is there a loop that never stops?"
+    if isinstance(error, NoAnswer):
+        return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
     return f"it raised {type(error).__name__}: {error} (at `{frame.line}`)"
@@ -185,10 +219,6 @@ def reference(exercise_id: str) -> None:
     print(program_of(load_object(find_exercise(exercise_id).reference)))
 
 
-class _OutOfTime(Exception):
-    pass
-
-
 @contextmanager
 def _time_limit(seconds: int) -> Iterator[None]:
     """Interrupt code that runs too long, where the platform and thread allow it."""
@@ -200,7 +230,7 @@ def _time_limit(seconds: int) -> Iterator[None]:
         return
 
     def interrupt(*_: Any) -> None:
-        raise _OutOfTime
+        raise NoAnswer(f"it did not end within {seconds} s; is there a loop that never stops?")
 
     previous = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, seconds)

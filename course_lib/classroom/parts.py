@@ -104,7 +104,8 @@ def save_part(name: str, answer: Any, exercise_id: str) -> Path:
         ValueError: it depends on something of the notebook that was not written down with it.
     """
     path = parts_dir() / f"{find_part(name).name}.py"
-    text = _as_module(name, answer)
+    text = f"# The {name} of your own engine, saved when its check passed.\n"
+    text += standalone_source(answer)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft.py")
     draft.write_text(text, encoding="utf-8")
@@ -127,8 +128,12 @@ def save_part(name: str, answer: Any, exercise_id: str) -> Path:
 _FROM_RUNTIME = {"triton": "triton", "tl": "triton.language"}
 
 
-def _as_module(name: str, answer: Any) -> str:
-    """The answer's source, preceded by what it uses of the notebook."""
+def standalone_source(answer: Any) -> str:
+    """A module with the answer as its `PART`: its source, preceded by what that uses.
+
+    Raises:
+        ValueError: it uses something that cannot be written down.
+    """
     imports: list[str] = []
     definitions: list[str] = []
     done: set[str] = set()
@@ -163,6 +168,5 @@ def _as_module(name: str, answer: Any) -> str:
             )
 
     add(answer)
-    header = f"# The {name} of your own engine, saved when its check passed.\n"
     body = "\n\n".join(definitions)
-    return f"{header}{chr(10).join(imports)}\n\n\n{body}\n\nPART = {answer.__name__}\n"
+    return f"{chr(10).join(imports)}\n\n\n{body}\n\nPART = {answer.__name__}\n"

@@ -2,15 +2,12 @@
 
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from course_lib.classroom.checks import Exercise, Mismatch, compare
-from course_lib.engine.batch import ScheduledBatch, StepResult
-from course_lib.engine.block_pool import BlockPool
-from course_lib.engine.request import Request
-from course_lib.engine.sampling_params import SamplingParams
+from course_lib.classroom.stands import SchedulerStand, stand_beside
 from course_lib.engine.scheduler_base import SchedulerBase
 from course_lib.sizing.batching import SlotUsage
 
@@ -44,12 +41,18 @@ def _continuous_steps(lengths: list[int], slots: int) -> int:
 
 @dataclass
 class _Account:
-    """What the oracle knows of a request: counts, and its tokens for prefix matching."""
+    """What the oracle knows of a request."""
 
-    request: Request
-    known: int
+    name: str
+    order: tuple[int, float, int]
+    tokens: list[int]
+    ends_at: int  # tokens, prompt and reply
     computed: int = 0
     blocks: int = 0
+
+    @property
+    def known(self) -> int:
+        return len(self.tokens)
 
 
 class _Oracle:
@@ -95,11 +98,11 @@ class _Oracle:
             account.computed, account.blocks = hit * self.block_size, hit
             self.running.append(self.waiting.pop(0))
             budget -= self._compute(account, min(account.known - account.computed, budget), shares)
-        return shares, [account.request.request_id for account in preempted]
+        return shares, [account.name for account in preempted]
 
     def _sort(self) -> None:
-        self.waiting.sort(key=lambda a: a.request.order)
-        self.running.sort(key=lambda a: a.request.order)
+        self.waiting.sort(key=lambda a: a.order)
+        self.running.sort(key=lambda a: a.order)
 
     def _missing(self, account: _Account, tokens: int) -> int:
         return -(-tokens // self.block_size) - account.blocks
@@ -107,7 +110,7 @@ class _Oracle:
     def _hit(self, account: _Account) -> int:
         """Blocks of its beginning that are there already; the last token is never among them."""
         hit = 0
-        tokens = tuple(account.request.token_ids)
+        tokens = tuple(account.tokens)
         while self.reuse and (hit + 1) * self.block_size < account.known:
             if tokens[: (hit + 1) * self.block_size] not in self.prefixes:
                 break
@@ -115,23 +118,28 @@ class _Oracle:
         return hit
 
     def _compute(self, account: _Account, count: int, shares: dict[str, tuple[int, int]]) -> int:
-        shares[account.request.request_id] = (account.computed, count)
+        shares[account.name] = (account.computed, count)
         missing = self._missing(account, account.computed + count)
         self.free -= missing
         account.blocks += missing
         account.computed += count
-        tokens = tuple(account.request.token_ids)
+        tokens = tuple(account.tokens)
         for end in range(self.block_size, account.computed + 1, self.block_size):
             self.prefixes.add(tokens[:end])
         return count
 
-    def book(self, finished: set[str]) -> None:
-        """Take over a step's result: ended requests leave, the others may have a token more."""
-        for account in self.running:
-            account.known = account.request.num_tokens
-            if account.request.request_id in finished:
+    def book(self, sampled: Sequence[list[int]], shares: Iterable[str]) -> list[str]:
+        """Take over the tokens that a step sampled for its shares. Returns who has ended."""
+        accounts = {account.name: account for account in self.running}
+        ended = []
+        for name, tokens in zip(shares, sampled, strict=True):
+            account = accounts[name]
+            account.tokens += tokens
+            if account.known >= account.ends_at:
+                ended.append(name)
                 self.free += account.blocks
-        self.running = [a for a in self.running if a.request.request_id not in finished]
+                self.running.remove(account)
+        return ended
 
 
 def verify_scheduler(answer: type[SchedulerBase], rng: random.Random) -> None:
@@ -157,13 +165,8 @@ def _run_scenario(
     reuse: bool,
 ) -> None:
     block_size, seqs, budget = 4, rng.randint(1, 6), rng.randint(3, 40)
-    pool = BlockPool(blocks + 1, block_size, enable_prefix_caching=reuse)
-    scheduler = scheduler_class(
-        pool,
-        max_num_seqs=seqs,
-        max_num_batched_tokens=budget,
-        max_model_len=blocks * block_size,
-        clock=lambda: 0.0,
+    scheduler = stand_beside(scheduler_class, SchedulerStand)(
+        blocks, block_size, reuse=reuse, max_num_seqs=seqs, max_num_batched_tokens=budget
     )
     oracle = _Oracle(blocks=blocks, block_size=block_size, seqs=seqs, budget=budget, reuse=reuse)
     beginning = [rng.randrange(100) for _ in range(12)]
@@ -176,27 +179,31 @@ def _run_scenario(
         arrivals[f"r{index}"] = (rng.randint(0, last_arrival), prompt, rng.randint(1, 16))
     limits = f"max_num_seqs={seqs}, max_num_batched_tokens={budget}, {blocks} blocks"
     for step in range(1000):
-        for name, (at, prompt, max_tokens) in arrivals.items():
+        for index, (name, (at, prompt, max_tokens)) in enumerate(arrivals.items()):
             if at == step:
-                request = Request(
-                    name,
-                    prompt,
-                    SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True),
-                    arrival_time=float(step),
-                    priority=rng.randint(0, 2) if priorities else 0,
-                )
-                scheduler.add_request(request)
-                oracle.waiting.append(_Account(request, len(prompt)))
+                priority = rng.randint(0, 2) if priorities else 0
+                order = (priority, float(step), index)
+                ends_at = min(len(prompt) + max_tokens, blocks * block_size)
+                oracle.waiting.append(_Account(name, order, list(prompt), ends_at))
+                scheduler.add(name, prompt, max_tokens, arrival_time=float(step), priority=priority)
         if step > last_arrival and not oracle.waiting and not oracle.running:
             return
-        was_running = {account.request.request_id for account in oracle.running}
+        was_running = {account.name for account in oracle.running}
         shares, preempted = oracle.step()
-        batch = scheduler.schedule()
         where = f"step {step} ({limits})"
-        _compare_batch(batch, shares, preempted, was_running, where)
-        tokens = [[rng.randrange(100)] if entry.samples else [] for entry in batch.scheduled]
-        outputs = scheduler.update(batch, StepResult(tokens))
-        oracle.book({output.request_id for output in outputs if output.finished})
+        _compare_batch(scheduler.schedule(), shares, preempted, was_running, where)
+        known = {account.name: account.known for account in oracle.running}
+        sampled = [
+            [rng.randrange(100)] if start + count == known[name] else []
+            for name, (start, count) in shares.items()
+        ]
+        ended = oracle.book(sampled, shares)
+        got_ended = scheduler.update(sampled)
+        if got_ended != ended:
+            raise Mismatch(
+                f"{where}: expected {ended or 'nobody'} to end, got {got_ended or 'nobody'}",
+                "`update` is the base's: write `schedule` only.",
+            )
 
 
 def _compare_batch(
@@ -206,13 +213,13 @@ def _compare_batch(
     was_running: set[str],
     where: str,
 ) -> None:
-    if not isinstance(batch, ScheduledBatch):
+    if not isinstance(batch, dict):
         raise Mismatch(
             f"{where}: schedule() returned {batch!r}",
             "End with `return self.make_batch(scheduled, preempted)`.",
         )
-    got = {entry.request.request_id: (entry.start, entry.num_tokens) for entry in batch.scheduled}
-    got_preempted = [request.request_id for request in batch.preempted]
+    got = {name: (start, count) for name, start, count, _ in batch["shares"]}
+    got_preempted = batch["preempted"]
     if got_preempted != preempted:
         raise Mismatch(
             f"{where}: expected {preempted or 'nobody'} to be preempted, got "
@@ -247,11 +254,11 @@ def _compare_batch(
             f"{where}: expected the order {list(shares)}, got {list(got)}",
             "First `running`, then `waiting`, each from the front.",
         )
-    for entry in batch.scheduled:
-        if entry.request.num_computed_tokens != entry.end:
+    for name, start, count, computed in batch["shares"]:
+        if computed != start + count:
             raise Mismatch(
-                f"{where}: num_computed_tokens of {entry.request.request_id} is "
-                f"{entry.request.num_computed_tokens} after schedule(), expected {entry.end}",
+                f"{where}: num_computed_tokens of {name} is {computed} after schedule(), expected "
+                f"{start + count}",
                 "End with `return self.make_batch(scheduled, preempted)`.",
             )
 

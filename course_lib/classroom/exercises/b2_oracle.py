@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from course_lib.classroom.checks import Mismatch, compare
+from course_lib.classroom.stands import BlockPoolStand, stand_beside
 from course_lib.engine.request import Request
 
 Content = tuple[str | None, str | None, tuple[int, ...]]
@@ -122,7 +123,8 @@ class _Game:
     def __init__(
         self, answer: Callable[..., Any], usable_blocks: int, block_size: int, reuse: bool = True
     ) -> None:
-        self.pool = answer(usable_blocks + 1, block_size, enable_prefix_caching=reuse)
+        stand = stand_beside(answer, BlockPoolStand)
+        self.pool = stand(usable_blocks + 1, block_size, enable_prefix_caching=reuse)
         self.model = _Model(usable_blocks + 1, block_size, reuse)
         self.block_size = block_size
         self.guessed = False
@@ -132,8 +134,9 @@ class _Game:
         self.log: list[str] = []
         self.requests: dict[str, Request] = {}
         self.running: list[Request] = []
+        self.num_probes = 0
         for name, value in (("num_blocks", usable_blocks + 1), ("block_size", block_size)):
-            compare(getattr(self.pool, name, None), value, f"the pool's {name}")
+            compare(self.pool.look(name), value, f"the pool's {name}")
 
     # What a scheduler does
 
@@ -250,10 +253,16 @@ class _Game:
 
     # Comparing
 
-    def _call(self, method: str, *arguments: Any) -> Any:
+    def _call(self, method: str, request: Request | None = None, *arguments: Any) -> Any:
         """A call to the student's pool; if it raises, the message tells what went before."""
         try:
-            return getattr(self.pool, method)(*arguments)
+            if request is None:
+                return self.pool.call(method)
+            keys = (request.lora_name, request.cache_salt)
+            state = (request.token_ids, request.num_computed_tokens, *keys)
+            got, block_ids = self.pool.call_for(method, request.request_id, state, *arguments)
+            request.block_ids = list(block_ids)
+            return got
         except NotImplementedError:
             raise
         except Exception as error:
@@ -381,7 +390,7 @@ class _Game:
         )
 
     def _compare_usage(self, hint: str) -> None:
-        got, usable = self.pool.usage, self.model.num_blocks - 1
+        got, usable = self.pool.look("usage"), self.model.num_blocks - 1
         try:
             compare(got, self.model.usage, "usage")
         except Mismatch:
@@ -396,7 +405,8 @@ class _Game:
         if self.model.undecided:
             return
         for request in list(self.requests.values())[-8:]:
-            probe = Request("probe", [*request.token_ids, 0])
+            self.num_probes += 1
+            probe = Request(f"probe {self.num_probes}", [*request.token_ids, 0])
             probe.lora_name, probe.cache_salt = request.lora_name, request.cache_salt
             self.match(probe, quietly=True)
 

@@ -8,7 +8,7 @@ import ast
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,6 @@ from course_lib.classroom.exercises.b3_mistakes import (
     split_slips,
 )
 from course_lib.classroom.exercises.b3_oracle import Batch, attend, make_batch
-from course_lib.classroom.ownership import check_is_own, reference_blocked
 from course_lib.classroom.source import kernels_of, plain, source_of
 from kernels.runtime import triton
 
@@ -34,8 +33,10 @@ LARGE_TOLERANCE = 1e-3  # where scores of several hundred are rounded to float32
 HALF_TOLERANCE = 3e-3  # where the result is rounded to float16
 
 Answer = Callable[..., Any]
-_ENGINE = "kernels.paged_attention:"
-_ENGINES_OWN = ("paged_attention", "launch_paged_attention", "paged_attention_reference")
+_ENGINES_OWN = tuple(
+    f"kernels.paged_attention:{name}"
+    for name in ("paged_attention", "launch_paged_attention", "paged_attention_reference")
+)
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ _LARGE = (
 
 @contextmanager
 def _own_kernel(answer: Answer) -> Iterator[None]:
-    """Whether there is a kernel, and whether it is the student's; then the engine's is blocked.
+    """Whether there is a kernel of the student's.
 
     A stub in a kernel is found in its source: a compiled kernel cannot raise.
     """
@@ -215,13 +216,8 @@ def _own_kernel(answer: Answer) -> Iterator[None]:
             f"{functions[0].__name__} launches no Triton kernel",
             "The arithmetic belongs into the @triton.jit function, the function below launches it.",
         )
-    with ExitStack() as stack:
-        for name in _ENGINES_OWN:
-            check_is_own(answer, _ENGINE + name)
-        stack.enter_context(reference_blocked(_ENGINE + _ENGINES_OWN[0]))
-        # A NaN is reported as a difference; what NumPy says about it would only confuse.
-        stack.enter_context(np.errstate(all="ignore"))
-        stack.enter_context(warnings.catch_warnings())
+    # A NaN is reported as a difference; what NumPy says about it would only confuse.
+    with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         yield
 
@@ -282,6 +278,7 @@ EXERCISES = (
         points=2,
         verify=verify_one_block,
         reference="course_lib.classroom.exercises.b3_kernels:one_block_attention",
+        off_limits=_ENGINES_OWN,
         hints=(
             "Six steps: load the query, load the keys, scores, softmax, load the values, store "
             "the weighted sum. Print each of them: print() works in the interpreter.",
@@ -299,6 +296,7 @@ EXERCISES = (
         points=3,
         verify=verify_block_table,
         reference="course_lib.classroom.exercises.b3_kernels:block_table_attention",
+        off_limits=_ENGINES_OWN,
         hints=(
             "A loop over the blocks of the request, `for i in range(0, tl.cdiv(context_len, "
             "BLOCK_SIZE))`, with B3.1 inside. Three things are carried: largest, total, mean.",
@@ -317,6 +315,7 @@ EXERCISES = (
         points=4,
         verify=verify_paged_attention,
         reference="course_lib.classroom.exercises.b3_kernels:paged_attention",
+        off_limits=_ENGINES_OWN,
         hints=(
             "Take your kernel of B3.2. Three things change: the request is looked up, the keys "
             "that are seen are counted for each token, and query heads share KV heads.",
@@ -336,6 +335,7 @@ EXERCISES = (
         points=3,
         verify=verify_split,
         reference="course_lib.classroom.exercises.b3_kernels:split_attention",
+        off_limits=_ENGINES_OWN,
         hints=(
             "The partial kernel is B3.2 over some of the blocks. It stores its mean, already "
             "divided by its total, and lse = largest + tl.log(total).",
