@@ -56,7 +56,8 @@ def _standby(settings: Mapping[str, Any], now_s: float, current: int, mistake: s
         end_s -= end_s % step_s + step_s
     if mistake == "one step too many":
         end_s += step_s
-    loads, moment_s = [], begin_s
+    loads: list[Fraction] = []
+    moment_s = begin_s
     day_s = step_s * len(forecast)
     while moment_s <= end_s or not loads:  # one at least, which only mistakes lack
         if mistake == "no new day":

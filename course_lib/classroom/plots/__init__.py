@@ -24,6 +24,7 @@ from course_lib.classroom.plots.edge import (
     plot_token_bucket,
 )
 from course_lib.classroom.plots.fleet import plot_fleet, plot_signals
+from course_lib.classroom.plots.forecast import plot_forecast
 from course_lib.classroom.plots.load import plot_latency_over_time
 from course_lib.classroom.plots.paging import (
     plot_block_map,
@@ -57,6 +58,7 @@ __all__ = [
     "plot_cost",
     "plot_decode_times",
     "plot_fleet",
+    "plot_forecast",
     "plot_fragmentation",
     "plot_frontier",
     "plot_gpus_needed",
