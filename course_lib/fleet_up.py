@@ -1,5 +1,6 @@
 """`course fleet up`: a fleet on Ray Serve, and a table of it that is drawn anew each second."""
 
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ def fleet_up(
         )  # fmt: skip
         return SafeAutoscaler(rule, LOAD_METRICS)
 
+    logging.disable(logging.INFO)  # Ray tells more than a user wants to know
     with _interrupted_by_sigterm(), console.status("starting") as status:
         try:
             with RayFleet(config, make, status.update) as fleet:
@@ -76,7 +78,7 @@ def _watch(fleet: RayFleet, console: Console) -> None:
     while True:
         last = fleet.view().last
         if last is not None and last.decision.replicas != said:
-            console.print(f"{last.decision.replicas} replicas: {last.decision.reason}")
+            console.print(f"{_replicas(last.decision.replicas)}: {last.decision.reason}")
             said = last.decision.replicas
         time.sleep(1)
 
@@ -118,12 +120,13 @@ def _decision(last: LoopDecision | None) -> RenderableType:
     if last is None:
         return Text("no decision yet", style="dim")
     age_s = max(0.0, time.time() - last.time_s)
-    change = (
-        f"{last.current} → {last.decision.replicas} replicas"
-        if (last.current != last.decision.replicas)
-        else f"{last.current} replicas"
-    )
-    return f"[bold]{change}[/], decided {age_s:.0f} s ago: {escape(last.decision.reason)}"
+    before, after = last.current, last.decision.replicas
+    what = _replicas(after) if before == after else f"{before} → {_replicas(after)}"
+    return f"[bold]{what}[/], decided {age_s:.0f} s ago: {escape(last.decision.reason)}"
+
+
+def _replicas(count: int) -> str:
+    return f"{count} replica{'s' * (count != 1)}"
 
 
 @contextmanager

@@ -7,8 +7,9 @@ with RayFleet(FleetConfig(model, max_replicas=4), make_autoscaler) as fleet:
 import logging
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import serve
@@ -17,6 +18,8 @@ from ray.serve.schema import LoggingConfig
 from course_lib.fleet.control_loop import LoopDecision
 from course_lib.fleet.ray_serve import APP, BOARD, Board, FleetConfig, MakeAutoscaler, application
 from course_lib.serving.server import listen
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ class ReplicaView:
         name: unique in the fleet.
         state: Ray's: STARTING, RUNNING, STOPPING and so on.
         pid: of its process; None before there is one.
-        node: its address.
+        node: Ray's name of its machine.
         values: what it reported last, by the names of `METRICS`.
     """
 
@@ -74,31 +77,32 @@ class RayFleet:
         """Return when the first replicas are ready.
 
         Raises:
-            OSError: the address cannot be used.
-            ConnectionError: there is no Ray cluster at its address.
+            OSError: the address cannot be used, or there is no Ray cluster at its own.
             RuntimeError: the replicas did not start.
         """
         config = self.config
-        with listen(config.host, config.port) as free:  # before Ray, which takes long to start
-            port = free.getsockname()[1]
-        self.url = f"http://{config.host}:{port}"
-        try:
-            self.say("starting Ray" if config.address is None else "connecting to Ray")
-            self._connect()
+        with ExitStack() as stack:
+            port = self._connect()
+            stack.callback(ray.shutdown)  # ends what `ray.init` has begun, here or on a cluster
             board: Any = ray.remote(num_cpus=0)(Board)
-            self.board = board.options(name=BOARD, namespace=APP).remote()
-            ray.get(self.board.steps.remote(0))
+            self.board = board.options(
+                name=BOARD, namespace=APP, lifetime="detached", get_if_exists=True
+            ).remote()
+            stack.callback(ray.kill, self.board)
             self.say("starting Ray Serve")
-            serve.start(http_options={"host": config.host, "port": port}, logging_config=_QUIET)
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options={"host": config.host, "port": port},
+                logging_config=_QUIET,
+            )
+            stack.callback(serve.delete, APP)  # returns when all have drained
             self.say(f"starting {config.min_replicas} of {config.max_replicas} replicas")
             serve.run(application(config, self.make_autoscaler), name=APP, logging_config=_QUIET)
-        except BaseException:
-            self._leave()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._leave()
+        self._stack.close()
 
     def view(self) -> FleetView:
         """The fleet now."""
@@ -114,7 +118,7 @@ class RayFleet:
                 r["replica_id"],
                 r["state"],
                 r.get("pid"),
-                r.get("node_ip"),
+                r.get("node_id"),
                 values.get(r["replica_id"], {}),
             )
             for r in found
@@ -125,25 +129,38 @@ class RayFleet:
         """The last thousand."""
         return ray.get(self.board.steps.remote(1000))
 
-    def _connect(self) -> None:
+    def _connect(self) -> int:
+        """Have Ray. Returns the port to serve on."""
+        config = self.config
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
-        if self.config.address is not None:
-            ray.init(self.config.address, log_to_driver=False, logging_level=logging.ERROR)
-            return
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if config.address is not None:
+            self.say(f"connecting to Ray at {config.address}")
+            ray.init(config.address, **options)
+            self.url = f"http://{config.host}:{config.port}"
+            return config.port
+        with listen(config.host, config.port) as free:  # before Ray, which takes long to start
+            port = free.getsockname()[1]
+        self.say("starting Ray")
         # A CPU is what Ray counts replicas by: one each, and one more for each that still drains.
-        ray.init(
-            "local",
-            num_cpus=2 * self.config.max_replicas + 1,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=100 * 2**20,
-        )
+        num_cpus = 2 * config.max_replicas + 1
+        memory = 100 * 2**20  # for what actors send each other
+        patiently(
+            lambda: ray.init(
+                "local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=memory,
+                **options,
+            )
+        )  # fmt: skip
+        self.url = f"http://{config.host}:{port}"
+        return port
 
-    def _leave(self) -> None:
-        if not ray.is_initialized():
-            return
+
+def patiently(start: Callable[[], T]) -> T:
+    """Start Ray, again if need be: it gives itself 30 s, which a busy machine may exceed."""
+    for _ in range(2):
         try:
-            serve.delete(APP)  # returns when all have drained
-        finally:
-            ray.shutdown()  # ends what `ray.init` has begun
+            return start()
+        except Exception as error:  # Ray raises a bare one
+            if "timed out" not in str(error):
+                raise
+    return start()

@@ -166,7 +166,7 @@ class ServePolicy:
         self.clock = clock
         self.tell = tell
         self._loop = ControlLoop(self, make_autoscaler, self, clock)
-        self._next_s = 0.0
+        self._next_s: float | None = None  # None: until the first replica reports
         self._context: ServeContext
         self._wanted = 0
 
@@ -175,7 +175,9 @@ class ServePolicy:
         self._context = context
         self._wanted = context.target_num_replicas
         now_s = self.clock()
-        if now_s >= self._next_s:
+        if self._next_s is None and context.raw_metrics:
+            self._next_s = now_s
+        if self._next_s is not None and now_s >= self._next_s:
             self._next_s = now_s + self.interval_s
             self.tell(self._loop.step())
         return self._wanted, {}

@@ -277,5 +277,10 @@ def application(config: FleetConfig, make_autoscaler: MakeAutoscaler) -> serve.A
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=config.drain_s + 5,
     )(Engine).bind(str(config.model), config.max_num_seqs, config.drain_s)
-    front = serve.deployment(max_ongoing_requests=100_000, ray_actor_options={"num_cpus": 0})(Front)
+    front = serve.deployment(
+        max_ongoing_requests=100_000,  # here they wait for a replica
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=config.drain_s + 5,
+    )(Front)
     return front.bind(engines, str(config.model), config.api_key)
