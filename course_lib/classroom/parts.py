@@ -36,6 +36,7 @@ PARTS = (
     Part("sizing", "course_lib.sizing.memory:estimate_gpu_requirements", "B1"),
     Part("block_pool", "course_lib.engine.block_pool:BlockPool", "B2"),
     Part("paged_attention", "kernels.paged_attention:paged_attention", "B3"),
+    Part("load_timer", "course_lib.engine.load_timing:time_phases", "B4"),
     Part("diagnose", "course_lib.classroom.diagnosis:diagnose", "C1"),
 )
 
