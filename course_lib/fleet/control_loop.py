@@ -262,7 +262,7 @@ class ControlLoop:
         try:
             self.fleet.scale_to(decision.replicas)
         except Exception as error:
-            self._owed = max(current, decision.replicas)
+            self._owed = decision.replicas
             logger.error("not scaled %s: %s: %s", change, type(error).__name__, error)
         else:
             logger.info("scaled %s", change)

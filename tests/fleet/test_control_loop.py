@@ -264,6 +264,9 @@ def test_an_order_that_fails_is_not_forgotten_in_the_cooldown(caplog):
     assert "cooldown" in loop.step().decision.reason
     assert fleet.orders == [2]
     assert loop.step().current == 2
+    # Once carried out, it counts no longer.
+    fleet.replicas = 1
+    assert loop.step().current == 1
 
 
 def test_an_order_of_fewer_that_fails_is_decided_anew():

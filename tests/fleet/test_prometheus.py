@@ -14,6 +14,7 @@ from course_lib.fleet.prometheus import (
     PrometheusMetrics,
     promql,
 )
+from course_lib.fleet.prometheus_server import PrometheusServer
 from tests.fleet.fake_prometheus import FakePrometheus, one, vector
 
 JOB = {"job": "chat"}
@@ -205,3 +206,19 @@ def test_what_was_before_an_outage_is_not_told_as_now(fake, prometheus):
     fake.answers[age] = one("31")
     with pytest.raises(PrometheusError, match="the last scrape was 31 s ago"):
         source.read()
+
+
+def test_a_program_that_is_not_there_or_does_not_start_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="apt-get install prometheus"):
+        PrometheusServer({"chat": []})
+    program = tmp_path / "prometheus"
+    program.write_text("#!/bin/sh\necho 'no space left on device' >&2\nexit 1\n")
+    program.chmod(0o755)
+    with (
+        pytest.raises(OSError, match="prometheus did not start: no space left on device"),
+        PrometheusServer({"chat": []}),
+    ):
+        pass
+    with pytest.raises(ValueError, match=r"scrape_interval_s must be a number at least 0\.001"):
+        PrometheusServer({}, scrape_interval_s=0)
