@@ -8,10 +8,15 @@ with an error event.
 
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from course_lib.model.tokenizer import Tokenizer
@@ -81,11 +86,18 @@ class Gateway:
         dispatch: gives a call to a replica; its answer is a `Head`, then blocks. It raises
             `ReplicaLost` where the replica is gone, and `ApiError` where nobody takes the call.
         tokenizer: of the model, for the router.
+        scrape: gives what `/metrics` of each replica says, by its name.
     """
 
-    def __init__(self, dispatch: Callable[[Call], Answer], tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        dispatch: Callable[[Call], Answer],
+        tokenizer: Tokenizer,
+        scrape: Callable[[], Awaitable[Mapping[str, bytes]]],
+    ) -> None:
         self.dispatch = dispatch
         self.tokenizer = tokenizer
+        self.scrape = scrape
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI. `Guard` stands before it, so the body comes whole and bounded."""
@@ -93,6 +105,10 @@ class Gateway:
             await _lifespan(receive, send)
             return
         body = (await receive())["body"]
+        if scope["path"] == "/metrics":
+            text = merged(await self.scrape())
+            await Response(text, media_type="text/plain; version=0.0.4")(scope, receive, send)
+            return
         call = Call(
             scope["method"], scope["path"], scope["query_string"],
             [(n, v) for n, v in scope["headers"] if n not in _NOT_FORWARDED], body,
@@ -164,6 +180,33 @@ def _is_draining(head: Head, block: Head | bytes) -> bool:
         return json.loads(block)["error"]["code"] == "draining"
     except (ValueError, TypeError, KeyError):
         return False
+
+
+def merged(texts: Mapping[str, bytes]) -> bytes:
+    """The metrics of all replicas as one text, in which the label `instance` says whose each is.
+
+    A Prometheus that scrapes the gateway keeps the label with `honor_labels: true`.
+    """
+    families: dict[str, Metric] = {}
+    for replica, text in texts.items():
+        for family in text_string_to_metric_families(text.decode()):
+            all_of_it = families.setdefault(
+                family.name, Metric(family.name, family.documentation, family.type)
+            )
+            for sample in family.samples:
+                labels = {**sample.labels, "instance": replica}
+                all_of_it.add_sample(sample.name, labels, sample.value)
+    registry = CollectorRegistry()
+    registry.register(_Families(list(families.values())))
+    return generate_latest(registry)
+
+
+class _Families(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self.families = families
+
+    def collect(self) -> list[Metric]:
+        return self.families
 
 
 def prompt_tokens(tokenizer: Tokenizer, path: str, body: bytes) -> list[int]:

@@ -16,7 +16,15 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from course_lib.fleet.control_loop import LoopDecision
-from course_lib.fleet.ray_serve import APP, BOARD, Board, FleetConfig, MakeAutoscaler, application
+from course_lib.fleet.ray_serve import (
+    APP,
+    BOARD,
+    ON_HEAD,
+    Board,
+    FleetConfig,
+    MakeAutoscaler,
+    application,
+)
 from course_lib.serving.server import listen
 
 T = TypeVar("T")
@@ -84,7 +92,7 @@ class RayFleet:
         with ExitStack() as stack:
             port = self._connect()
             stack.callback(ray.shutdown)  # ends what `ray.init` has begun, here or on a cluster
-            board: Any = ray.remote(num_cpus=0)(Board)
+            board: Any = ray.remote(**ON_HEAD)(Board)
             self.board = board.options(
                 name=BOARD, namespace=APP, lifetime="detached", get_if_exists=True
             ).remote()

@@ -42,6 +42,9 @@ from course_lib.validation import number, whole_number
 APP = "course"
 BOARD = "course-decisions"
 
+#: Where Ray's proxy is too. The other machines may be taken away, as spot machines are.
+ON_HEAD: dict[str, Any] = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
+
 MakeAutoscaler = Callable[[Clock], SafeAutoscaler]
 
 
@@ -153,9 +156,9 @@ class Engine:
         """Leave the rotation by the replica's own policy."""
         await self.replica.lifecycle.drain()
 
-    async def metrics(self) -> bytes:
-        """In Prometheus' text format."""
-        return self.replica.metrics.text()
+    async def metrics(self) -> tuple[str, bytes]:
+        """Its name in the fleet, and what `/metrics` says."""
+        return serve.get_replica_context().replica_id.unique_id, self.replica.metrics.text()
 
     def check_health(self) -> None:
         """Ray starts another replica if this raises."""
@@ -186,15 +189,22 @@ class Front:
     """The gateway in an actor, behind Ray's proxy."""
 
     def __init__(self, engines: DeploymentHandle, model: str, api_key: str | None) -> None:
-        self.engines = engines.options(method_name="respond", stream=True)
+        self.engines = engines
+        self.respond = engines.options(method_name="respond", stream=True)
         self.tokenizer = Tokenizer(model)
         self.api_key = api_key
 
     def __serve_build_asgi_app__(self) -> Guard:
-        return Guard(Gateway(self._dispatch, self.tokenizer), self.api_key)
+        return Guard(Gateway(self._dispatch, self.tokenizer, self._scrape), self.api_key)
+
+    async def _scrape(self) -> dict[str, bytes]:
+        try:
+            return dict(await self.engines.broadcast("metrics").results_async(timeout_s=10))
+        except DeploymentUnavailableError:
+            return {}
 
     async def _dispatch(self, call: Call) -> Answer:
-        answer: Any = self.engines.remote(call)
+        answer: Any = self.respond.remote(call)
         try:
             async for item in answer:
                 yield item
@@ -279,7 +289,7 @@ def application(config: FleetConfig, make_autoscaler: MakeAutoscaler) -> serve.A
     )(Engine).bind(str(config.model), config.max_num_seqs, config.drain_s)
     front = serve.deployment(
         max_ongoing_requests=100_000,  # here they wait for a replica
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=ON_HEAD,
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=config.drain_s + 5,
     )(Front)

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message
 
 from course_lib.data import DEFAULT_MODEL
@@ -13,6 +14,7 @@ from course_lib.fleet.gateway import MAX_ATTEMPTS, Call, Gateway, Head, ReplicaL
 from course_lib.model.tokenizer import Tokenizer
 from course_lib.serving.errors import ApiError
 from course_lib.serving.guard import Guard
+from course_lib.serving.metrics import Metrics
 from tests.serving.servers import ORDER, load
 
 JSON = Head(200, [(b"content-type", b"application/json"), (b"x-replica", b"one")])
@@ -44,6 +46,13 @@ class Replicas:
             self.closed += 1
 
 
+async def scrape() -> dict[str, bytes]:
+    """Of two replicas with the same metrics."""
+    metrics = Metrics("merchant-chat", 4096)
+    metrics.observe_rejection("draining")
+    return {"one": metrics.text(), "two": metrics.text()}
+
+
 def refusal(error: ApiError) -> Script:
     headers = [(n.lower().encode(), v.encode()) for n, v in error.headers.items()]
     return [
@@ -54,7 +63,7 @@ def refusal(error: ApiError) -> Script:
 
 def post(replicas: Replicas, body: object, path: str = "/v1/completions") -> httpx.Response:
     async def ask() -> httpx.Response:
-        app = Guard(Gateway(replicas.dispatch, TOKENIZER), api_key=None)
+        app = Guard(Gateway(replicas.dispatch, TOKENIZER, scrape), api_key=None)
         transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             return await client.post(f"{path}?a=b", json=body)
@@ -139,6 +148,27 @@ def test_the_router_gets_the_prompt_that_the_replica_computes() -> None:
     assert tokens_of({"prompt": "x"}, "/v1/models") == []
 
 
+def test_the_metrics_are_those_of_all_replicas() -> None:
+    async def ask() -> httpx.Response:
+        app = Guard(Gateway(Replicas().dispatch, TOKENIZER, scrape), api_key="secret")
+        transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            return await client.get("/metrics")
+
+    text = asyncio.run(ask()).text
+    found = [
+        sample
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "vllm:admission_rejections_total"
+    ]
+    assert [(sample.labels["instance"], sample.value) for sample in found] == [
+        ("one", 1), ("two", 1),
+    ]  # fmt: skip
+    assert found[0].labels["reason"] == "draining"
+    assert text.count("# TYPE vllm:time_to_first_token_seconds histogram") == 1
+
+
 def test_a_client_that_leaves_ends_the_call() -> None:
     async def scenario() -> None:
         gone, closed = asyncio.Event(), asyncio.Event()
@@ -166,7 +196,7 @@ def test_a_client_that_leaves_ends_the_call() -> None:
             "type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"",
             "headers": [(b"content-type", b"application/json")],
         }  # fmt: skip
-        app: Callable = Guard(Gateway(dispatch, TOKENIZER), api_key=None)
+        app: Callable = Guard(Gateway(dispatch, TOKENIZER, scrape), api_key=None)
         await asyncio.wait_for(app(scope, receive, send), 60)
         assert closed.is_set()
 
