@@ -173,7 +173,9 @@ class DecoderStack(nn.Module):
 
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Given its weight, it draws no random one, for which PyTorch would import a lot.
+        weight = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=weight)
         self.layers = nn.ModuleList(DecoderLayer(config, i, ops) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
 
@@ -201,9 +203,11 @@ class Decoder(nn.Module):
         self.config = config
         with torch.device("meta"):  # no time is spent on random initial values
             self.model = DecoderStack(config, ops)
+            self.lm_head: nn.Module | None = None  # if the embedding serves as head
             if not config.tie_word_embeddings:
                 self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.to(dtype).to_empty(device=device)
+        # As `to_empty`, without what PyTorch imports for it.
+        self._apply(lambda meta: torch.empty(meta.shape, dtype=dtype, device=device))
         self.rope = rope_table(config, max_model_len).to(device)
 
     def forward(
@@ -223,6 +227,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[n, hidden_size]` to `[n, vocab_size]` in float32."""
-        tied = self.config.tie_word_embeddings
-        head = self.model.embed_tokens if tied else self.lm_head
-        return F.linear(hidden, head.weight).float()
+        if self.lm_head is None:
+            return F.linear(hidden, self.model.embed_tokens.weight).float()
+        logits: torch.Tensor = self.lm_head(hidden)
+        return logits.float()
