@@ -4,8 +4,10 @@ import random
 from pathlib import Path
 
 import pytest
+import yaml
 
 from course_lib.classroom.checks import CheckFailed, check
+from course_lib.classroom.crd import crd_errors, find_crd
 from course_lib.classroom.exercises import a4
 from course_lib.classroom.parts import load_object, part
 from tests.classroom import answers_a4 as answers
@@ -111,3 +113,23 @@ def test_a_plan_that_keeps_its_past_outside_of_itself_fails_in_the_fleet() -> No
 
     with pytest.raises(CheckFailed, match="simulated fleet"):
         check("A4.3", Shared, seed=1)
+
+
+@pytest.mark.skipif(find_crd() is None, reason="no copy of KEDA's CRD is here")
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (answers.yaml_as_text, None),
+        (answers.yaml_as_json, None),
+        (answers.yaml_number_as_threshold, "is not of type 'string'"),
+        (answers.yaml_with_a_wrong_field, "'minReplicas' was unexpected"),
+    ],
+)
+def test_the_crd_says_what_an_api_server_would(answer, error: str | None) -> None:
+    given = {
+        "name": "chat", "prometheus": "http://prometheus:9090", "waiting": "sum(waiting)",
+        "running": "sum(running)", "target": 4, "min_replicas": 1, "max_replicas": 9,
+        "fallback_replicas": 3, "window_s": 600,
+    }  # fmt: skip
+    errors = crd_errors(yaml.safe_load(answer(**given)), find_crd())
+    assert errors == [] if error is None else any(error in found for found in errors)

@@ -183,6 +183,7 @@ def _draw_running(ax: Axes, timeline: pd.DataFrame) -> None:
     running = timeline.num_requests_running
     ax.plot(timeline.time_s, running, color=COLORS["decode"], linewidth=1.2, label="running")
     ax.set_title(f"{ax.get_title(loc='left')}, {running.max():,.0f} running")
+    ax.set_ylim(0, 1.05 * max(1, timeline.num_requests_waiting.max(), running.max()))
     _legend(ax)
 
 
