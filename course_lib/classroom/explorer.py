@@ -40,12 +40,12 @@ class Control:
     """Something to choose from.
 
     Args:
-        label: what is chosen.
+        label: what is chosen, and its unit, as in "arrivals (requests/s)".
         options: the values; a mapping gives them by the words to show.
         value: the one at the beginning; where it is not among them, it is the first.
         kind: a player is a slider that moves by itself. A switch is off or on, and goes off when
             another control moves.
-        form: how an option is shown, with its unit, as in "{:g} req/s".
+        form: how an option is shown; there is room for 8 characters beside a slider.
     """
 
     label: str
@@ -123,7 +123,7 @@ class Explorer:
         import ipywidgets
 
         style = {"description_width": "initial"}
-        layout = ipywidgets.Layout(width="auto", min_width="260px", margin="2px 16px 2px 0")
+        layout = ipywidgets.Layout(width="380px", margin="2px 12px 2px 0")
         options, value = list(control.shown.items()), control.first
         if control.kind == "switch":
             widget = box = ipywidgets.ToggleButton(value=value, description=control.label)

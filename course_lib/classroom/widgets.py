@@ -31,7 +31,7 @@ def sizing_explorer(sizing: Callable[..., GpuRequirements]) -> Explorer:
     controls = {
         "model": Control("model", list(catalog.models()), "Llama-3.1-8B", "menu"),
         "gpu": Control("GPU", list(catalog.gpus()), "H100_80GB", "menu"),
-        "context": Control("conversation", CONTEXT_LENS, 2048, form="{:,} tokens"),
+        "context": Control("conversation (tokens)", CONTEXT_LENS, 2048, form="{:,}"),
         "concurrency": Control("customers at once", CONCURRENCIES, 10, form="{:,}"),
         "weights": Control("weights", ["bf16", "int8", "int4"], "bf16", "menu"),
         "kv": Control("KV cache", ["bf16", "fp8"], "bf16", "menu"),
@@ -62,8 +62,8 @@ def batching_explorer() -> Explorer:
     controls = {
         "slots": Control("slots", [1, 2, 3, 4, 6, 8, 12], 4),
         "num_long": Control(f"long replies of {NUM_REPLIES}", [0, 1, 2, 4, 8, 16, 24], 4),
-        "length": Control("a long reply", [10, 20, 40, 80, 160], 40, form="{} tokens"),
-        "order": Control("order of arrival", {f"no. {seed}": seed for seed in range(1, 9)}, 1),
+        "length": Control("a long reply (tokens)", [10, 20, 40, 80, 160], 40),
+        "order": Control("order of arrival", [*range(1, 9)], 1),
     }
 
     def draw(slots: int, num_long: int, length: int, order: int) -> View:
@@ -92,15 +92,11 @@ def block_map_explorer(block_maps: Sequence[BlockMap]) -> Explorer:
 
     def draw(step: int) -> View:
         tables = [
-            f"<tr><td>request {html.escape(name)}&emsp;</td><td>{_table(table)}</td></tr>"
+            f"request {html.escape(name)}: {', '.join(map(str, table))}"
             for name, table in block_maps[step].owned.items()
         ]
-        text = f"Block tables: <table>{''.join(tables)}</table>" if tables else "No block table."
+        text = "<br>".join(["Block tables", *tables] if tables else ["No block tables"])
         return View([plot_block_map(block_maps[step])], text)
 
     first = steps[min(1, len(steps) - 1)]
     return Explorer({"step": Control("after step", steps, first, "player")}, draw)
-
-
-def _table(blocks: Sequence[int]) -> str:
-    return ", ".join(f"{block}" for block in blocks)

@@ -81,11 +81,11 @@ def autoscaler_explorer(
     """
     controls = {
         "trace": Control("requests", list(TRACES), "one wave", "menu"),
-        "peak": Control("at most", [0.25, 0.5, 0.75, 1.0, 1.5, 2.0], 1.0, form="{:g} req/s"),
+        "peak": Control("at the peak (requests/s)", [0.25, 0.5, 0.75, 1.0, 1.5, 2.0], 1.0),
         "autoscaler": Control("autoscaler", list(autoscalers), "simple rule", "menu"),
-        "target": Control("target", [2, 4, 5, 8, 16, 32], 4, form="{} requests a replica"),
-        "cooldown": Control("cooldown or window", [0, 30, 60, 120, 300, 600], 60, form="{} s"),
-        "warm": Control("warm pool", [0, 1, 2, 4, 8], 0, form="{} standing by"),
+        "target": Control("target (requests a replica)", [2, 4, 5, 8, 16, 32], 4),
+        "cooldown": Control("cooldown or window (s)", [0, 30, 60, 120, 300, 600], 60),
+        "warm": Control("warm pool (replicas)", [0, 1, 2, 4, 8], 0),
         "cold": Control("cold start", [0.1, 0.25, 0.5, 1.0, 2.0], 1.0, form="x {:g}"),
     }
 

@@ -164,10 +164,10 @@ def test_the_block_player_steps_through_the_run_and_lists_the_block_tables():
     owned = {"0": (3, 1), "1": (3, 4)}
     maps = [BlockMap(0, 8, 16, {}, {}, 2), BlockMap(1, 8, 16, owned, {}, 0)]
     explorer = block_map_explorer(maps)
-    assert "request 1" in explorer.text and "3, 4" in explorer.text
+    assert "request 1: 3, 4" in explorer.text
     before = explorer.picture
     explorer.widgets["step"].value = 0
-    assert explorer.text == "No block table." and explorer.picture != before
+    assert explorer.text == "No block tables" and explorer.picture != before
     assert explorer.widgets["step"].max == 1
 
 
