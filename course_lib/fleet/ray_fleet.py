@@ -25,6 +25,8 @@ from course_lib.fleet.ray_serve import (
     MakeAutoscaler,
     application,
 )
+from course_lib.model.config import ModelConfig
+from course_lib.model.tokenizer import Tokenizer
 from course_lib.serving.server import listen
 
 T = TypeVar("T")
@@ -85,10 +87,13 @@ class RayFleet:
         """Return when the first replicas are ready.
 
         Raises:
+            ValueError: there is no checkpoint that can be served.
             OSError: the address cannot be used, or there is no Ray cluster at its own.
             RuntimeError: the replicas did not start.
         """
         config = self.config
+        ModelConfig.from_pretrained(config.model)  # before Ray, which takes long to start
+        Tokenizer(config.model)
         with ExitStack() as stack:
             port = self._connect()
             stack.callback(ray.shutdown)  # ends what `ray.init` has begun, here or on a cluster
@@ -147,7 +152,7 @@ class RayFleet:
             ray.init(config.address, **options)
             self.url = f"http://{config.host}:{config.port}"
             return config.port
-        with listen(config.host, config.port) as free:  # before Ray, which takes long to start
+        with listen(config.host, config.port) as free:
             port = free.getsockname()[1]
         self.say("starting Ray")
         # A CPU is what Ray counts replicas by: one each, and one more for each that still drains.
