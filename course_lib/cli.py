@@ -135,7 +135,7 @@ def up(
     window: Annotated[
         float, typer.Option(min=0, help="Seconds of less need before it gets smaller.")
     ] = 60,
-    interval: Annotated[float, typer.Option(min=0.5, help="Seconds between decisions.")] = 5,
+    interval: Annotated[float, typer.Option(min=0.5, help="Seconds between decisions.")] = 2,
     drain: Annotated[
         float, typer.Option(min=1, help="Seconds that a replica which leaves has to finish.")
     ] = 30,
@@ -183,10 +183,11 @@ def release(
     labs: Annotated[Path, typer.Option(help="Where student notebooks go.")] = DATA_DIR.parent
     / "labs",
 ) -> None:
-    """Write the student notebooks from the solutions."""
+    """Write the student notebooks from the solutions, and the set-up cell of both."""
     from course_lib.classroom.release import release as write_labs
+    from course_lib.classroom.release import write_setup_cells
 
-    for path in write_labs(solutions, labs):
+    for path in [*write_setup_cells(solutions), *write_labs(solutions, labs)]:
         console.print(f"wrote {path}")
 
 

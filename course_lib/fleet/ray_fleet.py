@@ -6,6 +6,7 @@ with RayFleet(FleetConfig(model, max_replicas=4), make_autoscaler) as fleet:
 
 import logging
 import os
+import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -149,6 +150,7 @@ class RayFleet:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if config.address is not None:
             self.say(f"connecting to Ray at {config.address}")
+            _check_reachable(config.address)
             ray.init(config.address, **options)
             self.url = f"http://{config.host}:{config.port}"
             return config.port
@@ -166,6 +168,20 @@ class RayFleet:
         )  # fmt: skip
         self.url = f"http://{config.host}:{port}"
         return port
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes. Addresses that name no port, as "auto", are its own."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.rpartition("/")[2], int(port)), timeout=10).close()
+    except OSError as error:
+        raise OSError(
+            f"no Ray cluster answers at {address} ({error}); `ray status` on its head node says "
+            "its address"
+        ) from None
 
 
 def patiently(start: Callable[[], T]) -> T:
