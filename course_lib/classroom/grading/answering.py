@@ -71,7 +71,7 @@ def serve(answer: Any) -> None:
         while True:
             try:
                 question = receive(line)
-            except EOFError:
+            except (EOFError, ConnectionError):
                 return
             server.tell(server.answer_to(question))
 

@@ -61,7 +61,7 @@ class Line:
             raise NoAnswer("it was never reached: a cell before it did not end") from None
         self.hello = self._reply()
 
-    def ask(self, verb: str, number: int, name: Any, *arguments: Any, **options: Any) -> Any:
+    def ask(self, verb: str, number: int, name: Any, /, *arguments: Any, **options: Any) -> Any:
         """Ask for a call ("call"), an attribute ("get") or a new object ("make").
 
         Raises:
@@ -279,13 +279,13 @@ def remote_answer(line: Line, portrait: Any) -> Any:
             its code. A class has the bases of its portrait.
     """
 
-    def ask(verb: str, name: Any, *arguments: Any, **options: Any) -> Any:
+    def ask(verb: str, name: Any, /, *arguments: Any, **options: Any) -> Any:
         return line.ask(verb, 0, name, *arguments, **options)
 
     def make(*arguments: Any, **options: Any) -> _RemoteObject:
         return _RemoteObject(line, ask("make", None, *arguments, **options))
 
-    def make_stand(stand: type, *arguments: Any, **options: Any) -> _RemoteObject:
+    def make_stand(stand: type, /, *arguments: Any, **options: Any) -> _RemoteObject:
         return _RemoteObject(line, ask("make", stand, *arguments, **options))
 
     if line.hello.get("kind") == "class" and isinstance(portrait, type):

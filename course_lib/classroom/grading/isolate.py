@@ -21,11 +21,11 @@ Isolation = Literal["bubblewrap", "network namespace", "limits only"]
 
 #: What each level keeps a student's code from.
 MEANING: Mapping[Isolation, str] = {
-    "bubblewrap": "no network, no file of this machine but Python and the course without what is "
+    "bubblewrap": "No network, no file of this machine but Python and the course without what is "
     "asked, no other process; limits on time, memory, processes and files",
-    "network namespace": "no network; limits on time, memory, processes and files. Files of this "
+    "network namespace": "No network; limits on time, memory, processes and files. Files of this "
     "machine can be read: install bubblewrap before you trust marks of unknown people",
-    "limits only": "limits on time, memory, processes and files. The network and the files of this "
+    "limits only": "Limits on time, memory, processes and files. The network and the files of this "
     "machine can be reached: install bubblewrap before you trust marks of unknown people",
 }
 

@@ -159,8 +159,9 @@ class Kernel(RunningKernel):
         memory = threads = 0
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                memory += process.memory_info().rss
                 threads += process.num_threads()
+                used = process.memory_full_info()
+                memory += getattr(used, "pss", used.rss)  # what is shared counts once
         written = sum(path.stat().st_size for path in self.sockets.rglob("*") if path.is_file())
         if memory > self.limits.memory_mb << 20:
             self._stop_for(f"it took more than {self.limits.memory_mb} MB of memory")
@@ -175,9 +176,10 @@ class Kernel(RunningKernel):
         raise Stopped(why)
 
     def close_line(self) -> None:
-        """Wake whoever waits for the student's process to call."""
+        """Wake whoever waits at either end of it."""
         with contextlib.suppress(OSError):
             self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
 
     def stop(self) -> None:
         """End the process and all that it has started."""

@@ -133,6 +133,7 @@ class _Judging(threading.Thread):
         except Exception as error:
             self.found = Verdict("wrong", f"Exercise {self.exercise.id}: {error}")
         finally:
+            self.kernel.close_line()  # whoever else has called is not kept waiting
             if line is not None:
                 line.socket.close()
 

@@ -8,21 +8,24 @@ to its own process, the others go on.
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
+import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
+import pytest
 from tqdm import tqdm
 
 from course_lib.classroom.grading.collect import (
@@ -147,17 +150,14 @@ def _prepared(
         folder.chmod(0o755)  # the sandboxed user must reach its copy
         plain = copy_course(folder / "course")
         courses = {}
-        for task in (task for assignment in assignments for task in assignment.tasks):
-            exercise = task.exercise
+        tasks = [task for assignment in assignments for task in assignment.tasks]
+        for exercise in (task.exercise for task in tasks):
             asked = (exercise.reference, *exercise.off_limits)
             courses[exercise.id] = str(copy_without(asked, plain, folder / f"for-{exercise.id}"))
-        yield _Run(
-            random.SystemRandom().getrandbits(32),
-            limits or Limits(),
-            isolation or isolation_here(),
-            courses,
-            folder,
-        )
+        seed = random.SystemRandom().getrandbits(32)
+        walls = isolation or isolation_here()
+        with _forking(sorted({task.exercise.verify.__module__ for task in tasks})):
+            yield _Run(seed, limits or Limits(), walls, courses, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -263,41 +263,50 @@ def _write_job(folder: Path, sheet: Sheet, assignment: Assignment, run: _Run) ->
 
 def _run_pytest(folder: Path, exercises: list[str], limits: Limits) -> str:
     """Run nbval on the notebooks in order. Returns what to say where there is no result."""
-    plugins = ["-p", "nbval.plugin", "-p", "course_lib.classroom.grading.plugin"]
-    command = [sys.executable, "-m", "pytest", *plugins, "-p", "no:cacheprovider", "-q"]
-    command += ["--nbval-lax", f"--nbval-cell-timeout={limits.cell_s}", "--rootdir", str(folder)]
-    command += [f"{exercise}/exercise.ipynb" for exercise in exercises]
-    environment = {
-        **os.environ,
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "PYTEST_ADDOPTS": "",
-        "CUDA_VISIBLE_DEVICES": "",  # the student's process has no GPU, so neither have we
-        "OMP_NUM_THREADS": "1",
-    }
-    time_limit_s = len(exercises) * (60 + 4 * limits.cell_s)
-    with (folder / "pytest.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            process.wait(timeout=time_limit_s)
-        except subprocess.TimeoutExpired:
-            return "grading did not end in time"
-        finally:
-            _end(process)
-    return "grading ended before it was asked"
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End pytest and what it left, if it is still there."""
-    import psutil
-
-    if process.poll() is not None:
-        return
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        try:
+    arguments = ["-p", "nbval.plugin", "-p", "course_lib.classroom.grading.plugin", "-q"]
+    arguments += ["-p", "no:cacheprovider", "--nbval-lax", f"--nbval-cell-timeout={limits.cell_s}"]
+    arguments += ["--rootdir", str(folder), *(f"{e}/exercise.ipynb" for e in exercises)]
+    process = _FRESH.Process(target=_pytest, args=(folder, arguments))
+    process.start()
+    process.join(len(exercises) * (60 + 4 * limits.cell_s))
+    if process.exitcode is not None:
+        return "grading ended before it was asked"
+    assert process.pid is not None
+    for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+        with suppress(psutil.Error):
             member.kill()
-        except psutil.Error:
-            continue
-    process.wait()
+    process.join()
+    return "grading did not end in time"
+
+
+# A fresh process for each submission, forked from one that has imported what all of them need and
+# has never seen a submission: the imports take longer than most answers.
+_FRESH = multiprocessing.get_context("forkserver")
+_NEEDED = ["numpy", "pytest", "nbval.plugin", "course_lib.classroom.grading.plugin"]
+
+#: Of the process that asks, whatever it is sent.
+_MEMORY_BYTES = 8 << 30
+
+
+def _pytest(folder: Path, arguments: list[str]) -> None:
+    """Become pytest, with a log in place of a terminal."""
+    os.chdir(folder)
+    os.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+    log = os.open("pytest.log", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    sys.exit(pytest.main(arguments))
+
+
+@contextmanager
+def _forking(modules: list[str]) -> Iterator[None]:
+    """Have fresh processes begin with these modules. They see no GPU, as students' do not."""
+    before = dict(os.environ)
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    _FRESH.set_forkserver_preload([*_NEEDED, *modules])
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -17,31 +17,40 @@ _NAMES = {"__import__", "compile", "eval", "exec", "get_ipython", "globals", "op
 
 
 def suspicions(source: str) -> list[str]:
-    """A sentence for each thing to look at."""
+    """What to look at in the source of an answer, a sentence of each kind."""
     try:
-        tree = ast.parse(python_of(source))
+        nodes = list(ast.walk(ast.parse(python_of(source))))
     except (SyntaxError, ValueError, RecursionError):
-        return ["its cell is not valid Python"] if source.strip() else []
-    found: dict[str, None] = {}
-    imported: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            module = node.module if isinstance(node, ast.ImportFrom) else None
-            homes = [module] if module else [alias.name for alias in node.names]
-            imported |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-            for home in homes:
-                if home.split(".")[0] in _MODULES or home.startswith(
-                    "course_lib.classroom.grading"
-                ):
-                    found[f"it imports {home}"] = None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id in _NAMES:
-            found[f"it uses {node.id}"] = None
-        targets = node.targets if isinstance(node, ast.Assign) else ()
-        for target in targets:
-            root = target
-            while isinstance(root, ast.Attribute):
-                root = root.value
-            if root is not target and isinstance(root, ast.Name) and root.id in imported:
-                found[f"it changes {ast.unparse(target)}"] = None
-    return list(found)
+        return ["its cell is not valid Python"]
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    homes = {home for node in imports for home in _homes(node)}
+    bound = {(a.asname or a.name).split(".")[0] for node in imports for a in node.names}
+    changed = {
+        ast.unparse(target)
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Attribute) and _root(target) in bound
+    }
+    found = {
+        "imports": {home for home in homes if _is_odd(home)},
+        "uses": {node.id for node in nodes if isinstance(node, ast.Name)} & _NAMES,
+        "changes": changed,
+    }
+    return [f"it {verb} {', '.join(sorted(names))}" for verb, names in found.items() if names]
+
+
+def _homes(node: ast.Import | ast.ImportFrom) -> list[str]:
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""]
+    return [alias.name for alias in node.names]
+
+
+def _is_odd(home: str) -> bool:
+    return home.split(".")[0] in _MODULES or home.startswith("course_lib.classroom.grading")
+
+
+def _root(target: ast.expr) -> str | None:
+    while isinstance(target, ast.Attribute):
+        target = target.value
+    return target.id if isinstance(target, ast.Name) else None
