@@ -7,6 +7,7 @@ with an error event.
 """
 
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -21,8 +22,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from course_lib.model.tokenizer import Tokenizer
 from course_lib.serving import responses
-from course_lib.serving.errors import ApiError
+from course_lib.serving.errors import ApiError, as_api_error
 from course_lib.serving.protocol import ChatCompletionRequest, CompletionRequest
+
+logger = logging.getLogger(__name__)
 
 #: A request that has taken so many replicas with it is not given to another one.
 MAX_ATTEMPTS = 5
@@ -147,21 +150,23 @@ class Gateway:
 
 
 async def _forward(first: Head | bytes, answer: Answer, send: Send) -> None:
-    """The rest of a stream. If the replica is lost, an error event tells so: no silent end."""
+    """The rest of a stream. If it breaks, an error event tells so: there is no silent end."""
     await send({"type": "http.response.body", "body": first, "more_body": True})
     try:
         async for block in answer:
             await send({"type": "http.response.body", "body": block, "more_body": True})
-    except ReplicaLost:
-        error = ApiError(
-            503,
-            "the replica was lost in the middle of this answer; send the request again",
-            kind="server_error",
-            code="replica_lost",
-        )
-        end = responses.event(error.body) + responses.DONE
+    except Exception as error:
+        end = responses.event(_lost(error).body) + responses.DONE
         await send({"type": "http.response.body", "body": end, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _lost(error: Exception) -> ApiError:
+    if not isinstance(error, ReplicaLost):
+        logger.error("a stream broke with %s", type(error).__name__)
+        return as_api_error(error)
+    message = "the replica was lost in the middle of this answer; send the request again"
+    return ApiError(503, message, kind="server_error", code="replica_lost")
 
 
 def _start(head: Head, block: Head | bytes) -> Message:

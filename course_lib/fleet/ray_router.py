@@ -78,7 +78,13 @@ class PrefixRequestRouter(RequestRouter):
     """Chooses by the prompt in the `Call` that is sent; its fields are in `gateway`."""
 
     def initialize_state(self, **settings: Any) -> None:
-        """Ray calls it once, before all else, with the settings of `PrefixAwareRouter`."""
+        """Ray calls it once, before all else.
+
+        Args:
+            settings: `room`, the unfinished requests that a replica may have, and those of
+                `PrefixAwareRouter`.
+        """
+        self.room = settings.pop("room")
         self.router = PrefixAwareRouter(**settings)
 
     async def choose_replicas(
@@ -90,7 +96,12 @@ class PrefixRequestRouter(RequestRouter):
 
         Ray asks again after a while, as often as it takes.
         """
-        free = self.select_available_replicas(candidate_replicas)
+        views = [
+            RayReplicaView(r, self.replica_queue_len_cache.get(r.replica_id) or 0)
+            for r in candidate_replicas
+        ]
+        views = [view for view in views if view.num_unfinished < self.room]
+        free = [view.replica for view in views]
         if pending_request is None:
             return [free]
         pending_request.routing_context.should_backoff = True  # otherwise Ray asks without a pause
@@ -104,9 +115,6 @@ class PrefixRequestRouter(RequestRouter):
             tenant="default",
             region=None,
         )
-        views = [
-            RayReplicaView(r, self.replica_queue_len_cache.get(r.replica_id) or 0) for r in free
-        ]
         name = self.router.choose(request, views).name
         best = [r for r in free if r.replica_id.unique_id == name]
         return [best, [r for r in free if r not in best]]

@@ -85,7 +85,7 @@ class FleetConfig:
         whole_number("min_replicas", self.min_replicas)
         whole_number("max_replicas", self.max_replicas, at_least=self.min_replicas)
         whole_number("max_num_seqs", self.max_num_seqs)
-        whole_number("max_queue", self.max_queue, at_least=0)
+        whole_number("max_queue", self.max_queue)
         number("interval_s", self.interval_s, above=0)
         number("drain_s", self.drain_s, above=0)
 
@@ -142,13 +142,18 @@ class Engine:
                 raise RuntimeError("the application gave no answer")
             head = Head(start["status"], [(bytes(n), bytes(v)) for n, v in start["headers"]])
             yield head
-            first = head.is_stream and head.status == 200
-            while (message := await sent.get())["type"] == "http.response.body":
-                if message.get("body"):
+            first = head.is_stream
+            more = True
+            while more:
+                message = await sent.get()
+                if message["type"] == "end":
+                    raise RuntimeError("the application did not end its answer")
+                more = message.get("more_body", False)
+                if block := message.get("body"):
                     if first:
                         self._ttft.observe(time.time() - call.arrived_s)
                         first = False
-                    yield message["body"]
+                    yield block
         finally:
             task.cancel()
 
@@ -260,17 +265,21 @@ def application(config: FleetConfig, make_autoscaler: MakeAutoscaler) -> serve.A
         "interval_s": config.interval_s,
     }
     period_s = config.interval_s / 4
+    # A few more than run, so that a seat that becomes free is taken at once.
+    room = config.max_num_seqs + max(1, config.max_num_seqs // 4)
     routing: dict[str, Any] = {
         "request_router_class": PrefixRequestRouter,
-        "request_router_kwargs": {"balance_abs_threshold": config.max_num_seqs // 2},
+        "request_router_kwargs": {
+            "room": room,
+            "balance_abs_threshold": config.max_num_seqs // 2,
+        },
         "request_routing_stats_period_s": period_s,
         "initial_backoff_s": 0.01,
         "max_backoff_s": 0.05,
     }
     engines = serve.deployment(
         ray_actor_options={"num_gpus": 1} if ray.cluster_resources().get("GPU") else {},
-        # A few more than run, so that a seat that becomes free is taken at once.
-        max_ongoing_requests=config.max_num_seqs + max(1, config.max_num_seqs // 4),
+        max_ongoing_requests=room + 4,  # to drain and to be scraped is a request, too
         max_queued_requests=config.max_queue,
         autoscaling_config=AutoscalingConfig(
             min_replicas=config.min_replicas,

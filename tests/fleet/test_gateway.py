@@ -116,6 +116,13 @@ def test_a_stream_that_breaks_ends_with_an_error_event() -> None:
     assert (error["type"], error["code"]) == ("server_error", "replica_lost")
 
 
+def test_a_stream_that_fails_in_any_other_way_does_not_end_silently_either() -> None:
+    replicas = Replicas([STREAM, b"data: 1\n\n", RuntimeError("a secret of the server")])
+    *pieces, last, done = events(post(replicas, {"prompt": "x", "stream": True}))
+    assert (pieces, done) == (["1"], "[DONE]")
+    assert json.loads(last)["error"]["message"] == "the server failed on this request"
+
+
 def test_what_a_draining_replica_hands_back_goes_to_another() -> None:
     response = post(Replicas(refusal(DRAINING), [JSON, b"{}"]), {"prompt": "x"})
     assert (response.status_code, response.json()) == (200, {})

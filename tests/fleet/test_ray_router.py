@@ -25,7 +25,7 @@ SHOP, BANK = list(range(300)), list(range(1000, 1300))
 class FakeReplica:
     """What the router sees of a replica with 8 seats."""
 
-    max_ongoing_requests = 10
+    max_ongoing_requests = 14
     availability_zone = None
     routing_stats: dict[str, float] = {}  # noqa: RUF012
     replica_metadata = {"num_blocks": 1000, "block_size": 16, "max_num_seqs": 8}  # noqa: RUF012
@@ -52,7 +52,7 @@ def in_a_loop(scenario: Any) -> None:
         router = PrefixRequestRouter(
             DEPLOYMENT, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True
         )
-        router.initialize_state(balance_abs_threshold=4)
+        router.initialize_state(room=10, balance_abs_threshold=4)
         await scenario(router)
 
     asyncio.run(run())

@@ -151,14 +151,38 @@ def client_of(fleet: RayFleet) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=fleet.url, timeout=PATIENCE_S, limits=httpx.Limits())
 
 
-def test_the_command_serves_and_ctrl_c_leaves_nothing_behind(ray_home: None) -> None:
+#: An autoscaler as a student's notebook saves it.
+OWN_RULE = """
+from course_lib.fleet.autoscaler import ScalingDecision
+from course_lib.fleet.proportional_base import ProportionalBase
+
+def enough(settings):
+    return settings.min_replicas
+
+class MyAutoscaler(ProportionalBase):
+    def decide(self, metrics, current_replicas):
+        return ScalingDecision(enough(self), "my own rule")
+
+PART = MyAutoscaler
+"""
+
+
+def test_the_command_serves_by_ones_own_rule_and_ctrl_c_leaves_nothing_behind(
+    ray_home: None, tmp_path: Path
+) -> None:
+    (tmp_path / "autoscaler.py").write_text(OWN_RULE)
     mark = f"COURSE_TEST={uuid.uuid4()}"
     command = [sys.executable, "-c", "from course_lib.cli import app; app()", "fleet", "up"]
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             [*command, "--max", "2", "--port", "0", "--interval", "1"],
             cwd=ROOT,
-            env={**os.environ, "COLUMNS": "300", **dict([mark.split("=")])},
+            env={
+                **os.environ,
+                "COLUMNS": "300",
+                "COURSE_PARTS_DIR": str(tmp_path),
+                **dict([mark.split("=")]),
+            },
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -174,7 +198,7 @@ def test_the_command_serves_and_ctrl_c_leaves_nothing_behind(ray_home: None) -> 
             question = {"messages": ORDER, "max_tokens": 20}
             answer = httpx.post(f"{found[1]}/v1/chat/completions", json=question, timeout=60)
             assert answer.json()["choices"][0]["message"]["content"].startswith("Order A-1842")
-            wait(lambda: "1 replica: " in said(), "it says what it has decided, and why")
+            wait(lambda: "1 replica: my own rule" in said(), "it says what it decides, and why")
             assert processes_with(mark) > {process.pid}
             process.send_signal(signal.SIGINT)
             assert process.wait(PATIENCE_S) == 0, said()
