@@ -4,6 +4,7 @@ The definitions of resources (CRDs) are their projects' and not part of the cour
 one is found, the check of a cluster's API server can be made without a cluster.
 """
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,28 @@ def crd_errors(manifest: dict[str, Any], crd: Path) -> list[str]:
 
     Fields that the schema does not know count: `kubectl` warns of them, and they have no effect.
     """
+    validators = _validators(crd)
+    found = manifest.get("apiVersion")
+    if found not in validators:
+        return [f"apiVersion: expected {' or '.join(validators)}, got {found!r}"]
+    return [
+        f"{'.'.join(map(str, error.absolute_path)) or 'the manifest'}: {error.message}"
+        for error in validators[found].iter_errors(manifest)
+    ]
+
+
+@lru_cache  # a CRD is thousands of lines
+def _validators(crd: Path) -> dict[str, Any]:
+    """By `apiVersion`."""
     from jsonschema import Draft202012Validator  # comes with Jupyter
 
     definition = yaml.safe_load(crd.read_text(encoding="utf-8"))["spec"]
-    versions = {f"{definition['group']}/{v['name']}": v for v in definition["versions"]}
-    found = manifest.get("apiVersion")
-    if found not in versions:
-        return [f"apiVersion: expected {' or '.join(versions)}, got {found!r}"]
-    schema = _strict(versions[found]["schema"]["openAPIV3Schema"])
-    schema["properties"]["metadata"] = {"type": "object"}  # every resource's own
-    return [
-        f"{'.'.join(map(str, error.absolute_path)) or 'the manifest'}: {error.message}"
-        for error in Draft202012Validator(schema).iter_errors(manifest)
-    ]
+    validators = {}
+    for version in definition["versions"]:
+        schema = _strict(version["schema"]["openAPIV3Schema"])
+        schema["properties"]["metadata"] = {"type": "object"}  # every resource's own
+        validators[f"{definition['group']}/{version['name']}"] = Draft202012Validator(schema)
+    return validators
 
 
 def _strict(schema: Any) -> Any:
