@@ -16,6 +16,7 @@ from course_lib.fleet.events import EventQueue, Rank
 from course_lib.fleet.replica import Replica, VirtualClock
 from course_lib.fleet.spec import FleetSpec
 from course_lib.serving.lifecycle import DrainPolicy
+from course_lib.validation import whole_number
 
 
 class State(Enum):
@@ -215,9 +216,10 @@ class Capacity:
         if self.plan is None:
             return
         decision = self.plan.decide(current)
-        if decision.replicas != self.pool_size:
-            self.owner.log("warm_pool", self.region, decision.replicas, decision.reason)
-        self.pool_size = decision.replicas
+        size = whole_number("replicas of the warm pool's plan", decision.replicas, at_least=0)
+        if size != self.pool_size:
+            self.owner.log("warm_pool", self.region, size, decision.reason)
+        self.pool_size = size
         pool = [member for member in self.members if member.for_standby]
         newest_first = sorted(pool, key=lambda m: (m.state is State.STANDBY, -m.number))
         for member in newest_first[: max(0, len(pool) - self.pool_size)]:

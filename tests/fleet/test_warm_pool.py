@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course_lib.fleet.autoscaler import AutoscalerBase
+from course_lib.fleet.autoscaler import AutoscalerBase, ScalingDecision
 from course_lib.fleet.cold_start import ColdStart, Duration
 from course_lib.fleet.simulator import simulate
 from course_lib.fleet.spec import FleetSpec, ReplicaSpec
@@ -145,3 +145,13 @@ def test_a_planned_pool_loads_before_the_rush_and_goes_when_it_is_over() -> None
     planned = [event for event in result.events if event[1] == "warm_pool"]
     assert [(at_s, size) for at_s, _, _, size, _ in planned] == [(105, 2), (180, 0)]
     assert result.starts == 2
+
+
+def test_a_plan_that_gives_no_number_of_replicas_is_refused() -> None:
+    class Wrong:
+        def decide(self, current_replicas):
+            return ScalingDecision(-1, "wrong")
+
+    fleet = FleetSpec(ReplicaSpec(STEP_TIME, 50, 64), warm_pool=lambda clock: Wrong())
+    with pytest.raises(ValueError, match="warm pool's plan must be a whole number of at least 0"):
+        simulate(Trace("one", (TraceRequest(0.0, 4, 2),)), fleet)
