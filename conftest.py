@@ -12,8 +12,11 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--soak`."""
+    """Add `--soak` and `--all-labs`."""
     parser.addoption("--soak", action="store_true", help="overload the server for 60 s, not 20")
+    parser.addoption(
+        "--all-labs", action="store_true", help="every lab with Colab's versions, not three"
+    )
 
 
 _folders = tempfile.TemporaryDirectory(prefix="course-parts-")

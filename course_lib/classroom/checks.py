@@ -21,6 +21,7 @@ import numpy as np
 
 from course_lib.classroom.ownership import NotYourOwn, check_is_own, reference_blocked
 from course_lib.classroom.parts import is_own, load_file, load_object, save_part
+from course_lib.classroom.points import note_points
 from course_lib.classroom.source import program_of
 
 TIME_LIMIT_S = 60
@@ -130,6 +131,7 @@ def check(exercise_id: str, answer: Any, *, seed: int | None = None) -> float:
     if verdict.outcome != "passed":
         raise CheckFailed(verdict.message) from verdict.error
     print(f"Exercise {exercise.id} passed. {exercise.points} of {exercise.points} points.")
+    note_points(exercise.id, exercise.points)
     if exercise.part:
         _save(exercise, answer)
     return float(exercise.points)

@@ -6,6 +6,7 @@ Each function returns an `Explorer`, which a notebook shows by naming it in the 
 from collections.abc import Callable, Mapping
 
 from course_lib.classroom.explorer import Control, Explorer, View
+from course_lib.classroom.parts import part
 from course_lib.classroom.plots import plot_autoscaling, plot_fleet, plot_request_spans
 from course_lib.classroom.plots.waits import request_spans
 from course_lib.fleet.autoscaler import Autoscaler, GPUAutoscaler
@@ -16,7 +17,6 @@ from course_lib.fleet.kubernetes import (
     HorizontalPodAutoscaler,
     ScaleDown,
 )
-from course_lib.fleet.proportional import ProportionalAutoscaler
 from course_lib.fleet.results import SimulationResult
 from course_lib.fleet.simulator import simulate
 from course_lib.fleet.spec import Clock, FleetSpec, ReplicaSpec
@@ -26,11 +26,12 @@ from course_lib.traces.trace import Trace
 #: An autoscaler from a cooldown in seconds, a target of requests for each replica, and a clock.
 MakeAutoscaler = Callable[[float, float, Clock], Autoscaler]
 
+#: By name. The proportional one is the student's own, once its check has passed.
 AUTOSCALERS: dict[str, MakeAutoscaler] = {
     "simple rule": lambda cooldown_s, target, clock: GPUAutoscaler(
         cooldown_s=cooldown_s, clock=clock
     ),
-    "proportional": lambda cooldown_s, target, clock: ProportionalAutoscaler(
+    "proportional": lambda cooldown_s, target, clock: part("autoscaler")(
         target_per_replica=target, window_s=cooldown_s, clock=clock
     ),
     "Kubernetes HPA": lambda cooldown_s, target, clock: HorizontalPodAutoscaler(

@@ -1,7 +1,7 @@
 """The labs in a real JupyterLab, in a real browser without a screen.
 
-Opens a lab, runs all its cells, moves its first slider, and sees the picture change. Pictures of
-the pages are kept in `tests/output/`, to look at.
+Opens a lab, runs all its cells, moves a control of each explorer, and sees its picture change.
+Pictures of the pages are kept in `tests/output/`, to look at.
 """
 
 import contextlib
@@ -47,8 +47,8 @@ NOTEBOOKS = {
     for path in sorted((ROOT / "labs").rglob("*.ipynb"))
     if ".ipynb_checkpoints" not in path.parts
 }
-WITH_SLIDERS = [notebook for notebook, has_slider in NOTEBOOKS.items() if has_slider]
-WITHOUT = [notebook for notebook, has_slider in NOTEBOOKS.items() if not has_slider]
+WITH_CONTROLS = [notebook for notebook, has_controls in NOTEBOOKS.items() if has_controls]
+WITHOUT = [notebook for notebook, has_controls in NOTEBOOKS.items() if not has_controls]
 
 
 @dataclass(frozen=True)
@@ -133,23 +133,25 @@ def page(browser: Any) -> Iterator[Any]:
     context.close()
 
 
-@pytest.mark.parametrize("notebook", WITH_SLIDERS)
-def test_a_slider_of_a_lab_changes_its_picture(server: Server, page: Any, notebook: str) -> None:
+@pytest.mark.parametrize("notebook", WITH_CONTROLS)
+def test_a_control_of_a_lab_changes_its_picture(server: Server, page: Any, notebook: str) -> None:
     open_notebook(page, server, notebook)
     run_all_cells(page)
-    cell = next(n for n, text in enumerate(sources(page)) if "_explorer(" in text)
-    show(page, cell)
-    picture = page.locator(".jp-OutputArea-output img.widget-image").first
-    picture.wait_for()
-    before = picture.get_attribute("src")
-    take_picture(page, notebook, "before")
-    page.locator(".widget-hslider .noUi-handle").first.press("ArrowRight")
-    page.wait_for_function(
-        "([image, src]) => image.src != src && image.complete && image.naturalWidth > 0",
-        arg=[picture.element_handle(), before],
-    )
-    page.get_by_text("computed in").first.wait_for()
-    take_picture(page, notebook, "after")
+    explorers = [n for n, text in enumerate(sources(page)) if "_explorer(" in text]
+    for number, cell in enumerate(explorers, 1):
+        show(page, cell)
+        output = page.locator(".jp-Cell.jp-mod-active .jp-Cell-outputArea")
+        picture = output.locator("img.widget-image")
+        picture.wait_for()
+        before = picture.get_attribute("src")
+        take_picture(page, notebook, f"{number}-before")
+        move_a_control(output)
+        page.wait_for_function(
+            "([image, src]) => image.src != src && image.complete && image.naturalWidth > 0",
+            arg=[picture.element_handle(), before],
+        )
+        output.get_by_text("computed in").wait_for()
+        take_picture(page, notebook, f"{number}-after")
     assert page.errors == []
 
 
@@ -182,6 +184,15 @@ def run_all_cells(page: Any) -> None:
         "cell => cell.model.outputs?.toJSON() ?? []).filter(o => o.output_type == 'error')"
     )
     assert errors == []
+
+
+def move_a_control(output: Any) -> None:
+    """The first slider one further; where there is none, the next of the first menu."""
+    slider = output.locator(".widget-hslider .noUi-handle")
+    if slider.count():
+        slider.first.press("ArrowRight")
+    else:
+        output.locator("select").first.select_option(index=1)
 
 
 def take_picture(page: Any, notebook: str, when: str) -> None:
