@@ -6,6 +6,7 @@ sent again, so that whole answers always arrive. A stream that has begun cannot 
 with an error event.
 """
 
+import asyncio
 import json
 import logging
 import time
@@ -112,11 +113,12 @@ class Gateway:
             text = merged(await self.scrape())
             await Response(text, media_type="text/plain; version=0.0.4")(scope, receive, send)
             return
+        arrived_s = time.time()
+        tokens = await asyncio.to_thread(prompt_tokens, self.tokenizer, scope["path"], body)
+        headers = [(n, v) for n, v in scope["headers"] if n not in _NOT_FORWARDED]
         call = Call(
-            scope["method"], scope["path"], scope["query_string"],
-            [(n, v) for n, v in scope["headers"] if n not in _NOT_FORWARDED], body,
-            time.time(), prompt_tokens(self.tokenizer, scope["path"], body),
-        )  # fmt: skip
+            scope["method"], scope["path"], scope["query_string"], headers, body, arrived_s, tokens
+        )
         for _ in range(MAX_ATTEMPTS):
             if await self._answered(call, send):
                 return

@@ -28,6 +28,7 @@ from course_lib.fleet.ray_serve import (
 )
 from course_lib.model.config import ModelConfig
 from course_lib.model.tokenizer import Tokenizer
+from course_lib.model.weights import check_weights
 from course_lib.serving.server import listen
 
 T = TypeVar("T")
@@ -93,7 +94,8 @@ class RayFleet:
             RuntimeError: the replicas did not start.
         """
         config = self.config
-        ModelConfig.from_pretrained(config.model)  # before Ray, which takes long to start
+        # Before Ray, which takes long to start.
+        check_weights(ModelConfig.from_pretrained(config.model), config.model)
         Tokenizer(config.model)
         with ExitStack() as stack:
             port = self._connect()
@@ -111,7 +113,12 @@ class RayFleet:
             )
             stack.callback(serve.delete, APP)  # returns when all have drained
             self.say(f"starting {config.min_replicas} of {config.max_replicas} replicas")
-            serve.run(application(config, self.make_autoscaler), name=APP, logging_config=_QUIET)
+            try:
+                serve.run(
+                    application(config, self.make_autoscaler), name=APP, logging_config=_QUIET
+                )
+            except RuntimeError as error:
+                raise RuntimeError(f"no replica has started: {_why() or error}") from None
             self._stack = stack.pop_all()
         return self
 
@@ -182,6 +189,12 @@ def _check_reachable(address: str) -> None:
             f"no Ray cluster answers at {address} ({error}); `ray status` on its head node says "
             "its address"
         ) from None
+
+
+def _why() -> str:
+    """The last line of what the engines' deployment says of itself, which is the error."""
+    message = serve.status().applications[APP].deployments["Engine"].message
+    return message.strip().splitlines()[-1] if message else ""
 
 
 def patiently(start: Callable[[], T]) -> T:

@@ -8,12 +8,14 @@ A router that asks the replicas what they hold, as `KvAware` does, cannot be had
 routers of its replicas once in a while, and what a cache holds changes with each request.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from ray.exceptions import ActorDiedError
 from ray.serve._private.common import RequestMetadata
-from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from course_lib.fleet.router import PrefixAwareRouter, RoutedRequest
 
@@ -134,4 +136,10 @@ class PrefixRequestRouter(RequestRouter):
         for replica_id, replica in left.items():
             self.router.forget(replica_id.unique_id)
             order = RequestMetadata(f"drain-{replica_id.unique_id}", "", call_method="drain")
-            replica.try_send_request(PendingRequest([], {}, order), with_rejection=False)
+            with suppress(ActorDiedError):
+                replica.try_send_request(PendingRequest([], {}, order), with_rejection=False)
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        """One is gone before Ray's controller has noticed."""
+        super().on_replica_actor_died(replica_id)
+        self.router.forget(replica_id.unique_id)

@@ -116,6 +116,16 @@ def test_a_replica_that_leaves_is_told_to_drain_and_forgotten() -> None:
     in_a_loop(scenario)
 
 
+def test_a_replica_that_has_died_is_forgotten_before_ray_tells() -> None:
+    async def scenario(router: PrefixRequestRouter) -> None:
+        router.update_replicas([A, B])  # type: ignore[list-item]
+        assert (await choose(router, SHOP, A, B))[0][0] == ["a"]
+        router.on_replica_actor_died(A.replica_id)
+        assert (await choose(router, SHOP, B, A))[0][0] == ["b"]
+
+    in_a_loop(scenario)
+
+
 def test_a_view_tells_running_from_waiting_by_the_seats() -> None:
     view = RayReplicaView(A, 11)  # type: ignore[arg-type]
     assert (view.name, view.region, view.num_running, view.num_waiting) == ("a", "", 8, 3)
