@@ -5,6 +5,7 @@ loaded, the largest step there can be is run once, and what the engine's share o
 has then belongs to the KV cache, as in vLLM.
 """
 
+import math
 import os
 
 import numpy as np
@@ -33,6 +34,9 @@ def make_kv_cache(decoder: Decoder, num_blocks: int, block_size: int) -> list[La
     weight = decoder.model.norm.weight
 
     def pages() -> torch.Tensor:
+        if weight.device.type == "cpu":  # where PyTorch would write the zeros, NumPy asks for them
+            zeros = np.zeros(math.prod(shape) * weight.dtype.itemsize, np.uint8)
+            return torch.from_numpy(zeros).view(weight.dtype).view(shape)
         return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
 
     return [(pages(), pages()) for _ in range(config.num_layers)]

@@ -1,6 +1,7 @@
 """How many blocks the KV cache gets: computed on a CPU, measured on a GPU."""
 
 import gc
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,13 @@ from course_lib.engine.config import EngineConfig
 from course_lib.engine.kv_cache import (
     CPU_KV_CACHE_BYTES,
     cpu_kv_cache_bytes,
+    make_kv_cache,
     num_blocks_for,
     run_largest_step,
 )
 from course_lib.model.attention import AttentionMetadata, TorchAttention, TritonAttention
+from course_lib.model.config import ModelConfig
+from course_lib.model.decoder import Decoder
 from course_lib.sizing.catalog import CATALOG_DIR, find_model
 from course_lib.sizing.memory import kv_capacity, peak_activations_gb
 from kernels.runtime import INTERPRETED
@@ -172,3 +176,21 @@ def test_on_a_gpu_the_capacity_is_the_one_predicted(utilization: float, tmp_path
     del engine
     gc.collect()
     torch.cuda.empty_cache()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about the memory of a CPU")
+def test_on_a_cpu_pages_take_memory_only_when_they_are_written(directory: Path) -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    config = ModelConfig.from_pretrained(directory)
+    decoder = Decoder(config, 64, torch.bfloat16, torch.device("cpu"))
+    before = resident_bytes()
+    cache = make_kv_cache(decoder, 2**16, 16)
+    keys, values = cache[-1]
+    total = len(cache) * 2 * keys.nbytes
+    assert keys.shape == values.shape == (2**16, 16, config.num_kv_heads, config.head_dim)
+    assert keys.dtype == torch.bfloat16 and total > 10**8
+    assert resident_bytes() - before < total / 10
+    keys[5] = 1.0
+    assert keys[5].all() and not keys[4].any() and not values[5].any()
