@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +66,19 @@ def time_phases(
 ) -> dict[str, float]:
     """Run the phases one after another, and return the seconds that each took.
 
+    The end of one is the start of the next, and the first starts when the device has nothing to do.
+
     Args:
         phases: what to call, by name, in order.
         synchronize: returns when the device has done all it was asked for.
         clock: returns seconds.
     """
-    seconds = {}
-    for name, run in phases.items():
-        synchronize()
-        start = clock()
+    moments = []
+    for run in (lambda: None, *phases.values()):
         run()
         synchronize()
-        seconds[name] = clock() - start
-    return seconds
+        moments.append(clock())
+    return {name: end - start for name, (start, end) in zip(phases, pairwise(moments), strict=True)}
 
 
 def time_loading(
@@ -110,8 +111,8 @@ def time_loading(
     sizes = [path.stat().st_size for path in paths]
     cached_share = float(np.average([share_in_page_cache(path) for path in paths], weights=sizes))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    attention = choose_backend(None, device)
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    attention = choose_backend(None, device)
     first_step = EngineConfig(folder, max_num_batched_tokens=16, max_num_seqs=1)
     made: list[Decoder] = []
 

@@ -48,6 +48,7 @@ def _night(given: Mapping[str, Any], mistake: str = "") -> NightCost:
             idle_run_s = 0
         while waiting and waiting[0] == second:
             waiting.popleft()
+            idle_run_s = 0
             first = leaves_at is None
             if first or mistake == "every request starts one":
                 starts, last_billed_s = starts + 1, 0

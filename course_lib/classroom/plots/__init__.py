@@ -26,6 +26,7 @@ from course_lib.classroom.plots.edge import (
 from course_lib.classroom.plots.fleet import plot_fleet, plot_signals
 from course_lib.classroom.plots.forecast import plot_forecast
 from course_lib.classroom.plots.load import plot_latency_over_time
+from course_lib.classroom.plots.loading import plot_night_cost, plot_waterfall
 from course_lib.classroom.plots.paging import (
     plot_block_map,
     plot_block_maps,
@@ -64,6 +65,7 @@ __all__ = [
     "plot_gpus_needed",
     "plot_latency_over_time",
     "plot_mig_fits",
+    "plot_night_cost",
     "plot_online_softmax",
     "plot_outcomes",
     "plot_plan",
@@ -77,4 +79,5 @@ __all__ = [
     "plot_steps",
     "plot_throughput_and_ttft",
     "plot_token_bucket",
+    "plot_waterfall",
 ]
