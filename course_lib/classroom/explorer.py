@@ -109,7 +109,8 @@ class Explorer:
         rows = [self._make_control(name, control) for name, control in self.controls.items()]
         row_layout = ipywidgets.Layout(flex_flow="row wrap")
         self._state = ipywidgets.HTML()
-        self._text = ipywidgets.HTML(self.text)
+        self._text = ipywidgets.HTML()
+        self._tell(self.text)
         self._image = ipywidgets.Image(
             value=self.picture, format="png", layout=ipywidgets.Layout(max_width="100%")
         )
@@ -177,11 +178,16 @@ class Explorer:
             self.picture, self.text = self._drawn(values)
         except Exception as error:  # of the student's own part, maybe; nobody else would show it
             message = html.escape(f"{type(error).__name__}: {error}")
-            self._text.value = f"<b>This could not be drawn.</b> {message}"
+            self._tell(f"<b>This could not be drawn.</b> {message}")
             self._state.value, self._shown = "", ()
             return
-        self._image.value, self._text.value, self._shown = self.picture, self.text, values
+        self._image.value, self._shown = self.picture, values
+        self._tell(self.text)
         self._state.value = f"computed in {time.perf_counter() - begin:.1f} s"
+
+    def _tell(self, text: str) -> None:
+        """Show a text in lines as close as those of a notebook."""
+        self._text.value = f"<div style='line-height: 1.4'>{text}</div>"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """The widgets for a front end that has them, the first picture for others."""

@@ -68,4 +68,8 @@ def _parts_table() -> str:
 
 def _table(rows: list[list[str]]) -> str:
     lines = ("".join(f"<td {_CELL}>{cell}</td>" for cell in row) for row in rows)
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+    return (
+        "<table style='margin: 4px 0 12px'>"
+        + "".join(f"<tr>{line}</tr>" for line in lines)
+        + "</table>"
+    )

@@ -37,7 +37,7 @@ COLAB = [
 ]  # fmt: skip
 
 # Run with Colab's versions each time; the others with `--all-labs`.
-OFTEN = {"00_start_here", "a1_continuous_batching", "b1_sizing"}
+OFTEN = {"00_start_here", "b1_sizing"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parts[-3]}/{path.stem}")

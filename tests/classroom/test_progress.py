@@ -59,7 +59,7 @@ def test_the_dashboard_shows_points_and_parts_and_the_source_in_use(folder):
     assert "def mine(): ..." in table.text
     table.widgets["name"].value = "diagnose"
     assert "def diagnose(" in table.text
-    assert table._repr_mimebundle_()["text/html"].count("<table>") == 2
+    assert table._repr_mimebundle_()["text/html"].count("<table ") == 2
 
 
 def test_every_notebook_with_exercises_is_in_it():

@@ -8,7 +8,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from course_lib.classroom.release import ReleaseError, release
+from course_lib.classroom import colab
+from course_lib.classroom.release import ReleaseError, release, write_setup_cells
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWER = {"nbgrader": {"schema_version": 3, "solution": True, "grade": False, "grade_id": "a"}}
@@ -133,6 +134,34 @@ def test_a_notebook_without_cell_ids_is_refused(tmp_path):
     (tmp_path / "solutions" / "n.ipynb").write_text(json.dumps(old))
     with pytest.raises(ReleaseError, match=r"4\.5"):
         release(tmp_path / "solutions", tmp_path / "labs")
+
+
+def test_the_set_up_cell_is_brought_up_to_date_and_nothing_else(tmp_path):
+    old = new_code_cell('if "COLAB_RELEASE_TAG" in os.environ: ...', execution_count=1)
+    rest = new_code_cell("1 + 1", outputs=[new_output("stream", text="2")], execution_count=2)
+    write_solution(tmp_path / "n.ipynb", new_markdown_cell("# Title"), old, rest)
+    assert write_setup_cells(tmp_path) == [tmp_path / "n.ipynb"]
+    _, setup, after = nbformat.read(tmp_path / "n.ipynb", as_version=4).cells
+    assert (setup.source, setup.execution_count) == (colab.setup_cell(), 1)
+    assert after.outputs[0].text == "2"
+    assert write_setup_cells(tmp_path) == []
+
+
+def test_a_notebook_without_a_set_up_cell_is_named(tmp_path):
+    write_solution(tmp_path / "n.ipynb", new_code_cell("1 + 1"))
+    with pytest.raises(
+        ReleaseError, match=r"n\.ipynb: its first code cell \(id cell-0\) is no set-up"
+    ):
+        write_setup_cells(tmp_path)
+
+
+def test_a_title_gets_a_badge_and_another_address_another_badge(tmp_path, monkeypatch):
+    monkeypatch.setattr(colab, "repository", lambda: "https://github.com/me/mine")
+    first = released(tmp_path, new_markdown_cell("# Title\n\nText.")).cells[0].source
+    title, _, badge, *text = first.split("\n")
+    assert (title, text) == ("# Title", ["", "Text."])
+    assert f"/github/me/mine/blob/{colab.tag()}/labs/n.ipynb" in badge
+    assert "https://github.com/me/mine" in colab.setup_cell()
 
 
 def test_labs_are_what_solutions_generate(tmp_path):
