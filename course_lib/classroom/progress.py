@@ -1,7 +1,7 @@
 """How far a student is: the points so far, and which parts of the engine are their own.
 
 `dashboard()` shows in a notebook what `course parts` prints in a terminal, with the points of each
-exercise, and the source of the part that the engine runs on.
+exercise and the source of the student's parts.
 """
 
 import html
@@ -12,9 +12,8 @@ import re
 from course_lib.classroom import exercises
 from course_lib.classroom.checks import Exercise
 from course_lib.classroom.explorer import Control, Explorer, View
-from course_lib.classroom.parts import PARTS, is_own, part
+from course_lib.classroom.parts import PARTS, find_part, is_own, parts_dir
 from course_lib.classroom.points import points_so_far
-from course_lib.classroom.source import program_of
 
 #: Before a part is chosen.
 NONE = "(choose a part)"
@@ -37,11 +36,20 @@ def dashboard() -> Explorer:
     tables = _points_table() + _parts_table()
 
     def draw(name: str) -> View:
-        source = "" if name == NONE else f"<pre>{html.escape(program_of(part(name)))}</pre>"
-        return View(text=tables + source)
+        return View(text=tables + (_source(name) if name != NONE else ""))
 
     names = [NONE, *(part.name for part in PARTS)]
-    return Explorer({"name": Control("source of the part in use", names, NONE, "menu")}, draw)
+    return Explorer({"name": Control("look into a part", names, NONE, "menu")}, draw)
+
+
+def _source(name: str) -> str:
+    """The student's part; of the course's own no more than where it is."""
+    if is_own(name):
+        text = (parts_dir() / f"{name}.py").read_text(encoding="utf-8")
+        return f"<pre>{html.escape(text)}</pre>"
+    found = find_part(name)
+    home = found.home.replace(":", ", ")
+    return f"This is the course's own, {home}. You build yours in {found.built_in}."
 
 
 def _points_table() -> str:
