@@ -41,7 +41,8 @@ class EngineConfig:
         enable_prefix_caching: share the KV blocks of equal beginnings.
         enforce_eager: no CUDA graphs; without a GPU there are none anyway.
         load_format: "auto", or "dummy" for random weights at the shape of `config.json`.
-        attention_backend: "TRITON_ATTN", the default on a GPU, or "TORCH_SDPA", on a CPU.
+        attention_backend: "TRITON_ATTN", the default on a GPU; "CPU_ATTN", on a CPU where there is
+            a C++ compiler; or "TORCH_SDPA", which runs anywhere.
         seed: of requests that bring none.
     """
 

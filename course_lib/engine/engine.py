@@ -36,6 +36,7 @@ from course_lib.engine.startup import phase
 from course_lib.model.attention import AttentionBackend, FunctionAttention, choose_backend
 from course_lib.model.config import CheckpointError, ModelConfig, read_json
 from course_lib.model.decoder import Decoder
+from course_lib.model.packing import can_pack, pack_weights
 from course_lib.model.tokenizer import Tokenizer
 from course_lib.model.weights import check_weights, fill_with_random_weights, load_weights
 from course_lib.validation import whole_number
@@ -92,7 +93,7 @@ class LLMEngine:
         self.device, self.dtype = resolved.device, resolved.dtype
         self.max_model_len = resolved.max_model_len
         self.attention: AttentionBackend = (
-            choose_backend(config.attention_backend, self.device)
+            choose_backend(config.attention_backend, self.device, self.dtype)
             if paged_attention is None
             else FunctionAttention(paged_attention, self.device)
         )
@@ -136,6 +137,8 @@ class LLMEngine:
                 fill_with_random_weights(decoder)
             else:
                 load_weights(decoder, files)
+            if can_pack(self.dtype, self.device):
+                pack_weights(decoder)
         with phase("kv_cache"):
             if num_blocks is None:
                 num_blocks = self._num_blocks(

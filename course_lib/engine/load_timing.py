@@ -112,7 +112,7 @@ def time_loading(
     cached_share = float(np.average([share_in_page_cache(path) for path in paths], weights=sizes))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-    attention = choose_backend(None, device)
+    attention = choose_backend(None, device, dtype)
     first_step = EngineConfig(folder, max_num_batched_tokens=16, max_num_seqs=1)
     made: list[Decoder] = []
 

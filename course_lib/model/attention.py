@@ -1,9 +1,10 @@
 """How attention reads the paged KV cache: one interface, one backend a kind of device.
 
-A backend plans once a step and then serves every layer from that plan. `TorchAttention` runs
-anywhere and is the default on a CPU; `TritonAttention` runs the course's kernel and is the default
-on a GPU; `FunctionAttention` runs any function with the contract of `kernels.paged_attention`, a
-student's own among them. `choose_backend` finds the one for a device or a name.
+A backend plans once a step and then serves every layer from that plan. `TritonAttention` runs the
+course's kernel and is the default on a GPU, `CpuAttention` the one in C++ and is the default on a
+CPU that has a compiler; `TorchAttention` runs anywhere. `FunctionAttention` runs any function with
+the contract of `kernels.paged_attention`, a student's own among them. `choose_backend` finds the
+one for a device or a name.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from course_lib.model.ops import TORCH_OPS, TRITON_OPS, Ops, ops_for
+from course_lib.model.ops import CPU_OPS, TORCH_OPS, TRITON_OPS, Ops, ops_for
+from kernels import cpu
 from kernels.paged_attention import launch_paged_attention
 
 
@@ -292,21 +294,36 @@ class TritonAttention(FunctionAttention):
         super().__init__(launch_paged_attention, device, "TRITON_ATTN", TRITON_OPS)
 
 
+class CpuAttention(FunctionAttention):
+    """The course's kernels for a CPU, compiled when they are first wanted."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(cpu.paged_attention, device, "CPU_ATTN", CPU_OPS)
+
+
 #: Backends by the names that vLLM gives to theirs.
 BACKENDS: dict[str, Callable[[torch.device], AttentionBackend]] = {
+    "CPU_ATTN": CpuAttention,
     "TORCH_SDPA": TorchAttention,
     "TRITON_ATTN": TritonAttention,
 }
 
 
-def choose_backend(name: str | None, device: torch.device) -> AttentionBackend:
-    """The backend of that name, or the one that suits the device.
+def choose_backend(name: str | None, device: torch.device, dtype: torch.dtype) -> AttentionBackend:
+    """The backend of that name, or the one that suits the device and the dtype.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is none of that name, or it cannot run here.
     """
     if name is None:
-        name = "TRITON_ATTN" if device.type == "cuda" else "TORCH_SDPA"
+        if device.type == "cuda":
+            name = "TRITON_ATTN"
+        else:
+            name = "CPU_ATTN" if cpu.why_not(dtype) is None else "TORCH_SDPA"
     if name not in BACKENDS:
         raise ValueError(f"attention_backend must be one of {sorted(BACKENDS)}, got {name!r}")
+    if name == "CPU_ATTN":
+        reason = cpu.why_not(dtype) if device.type == "cpu" else f"the model runs on {device}"
+        if reason is not None:
+            raise ValueError(f"attention_backend CPU_ATTN cannot run here: {reason}")
     return BACKENDS[name](device)

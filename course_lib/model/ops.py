@@ -1,7 +1,7 @@
-"""The decoder's operations that have a kernel of their own: two sets, one interface.
+"""The decoder's operations that have a kernel of their own: three sets, one interface.
 
-`TORCH_OPS` are the PyTorch expressions, for any device; `TRITON_OPS` are the fused kernels. Which
-set a decoder uses is settled once, when it is made.
+`TORCH_OPS` are the PyTorch expressions, for any device; `TRITON_OPS` are the fused kernels of a
+GPU, `CPU_OPS` those of a CPU. Which set a decoder uses is settled once, when it is made.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels import cpu
 from kernels.rms_norm import rms_norm, rms_norm_reference
 from kernels.rope_and_cache import rope_and_cache, rope_and_cache_reference
 from kernels.silu_and_mul import silu_and_mul, silu_and_mul_reference
@@ -25,6 +26,7 @@ class Ops:
 
 TORCH_OPS = Ops(rms_norm_reference, silu_and_mul_reference, rope_and_cache_reference)
 TRITON_OPS = Ops(rms_norm, silu_and_mul, rope_and_cache)
+CPU_OPS = Ops(cpu.rms_norm, cpu.silu_and_mul, cpu.rope_and_cache)
 
 
 def ops_for(device: torch.device) -> Ops:

@@ -9,10 +9,12 @@ import torch
 from course_lib import LLM
 from course_lib.engine.config import EngineConfig, resolve_dtype
 from course_lib.model.attention import choose_backend
+from kernels import cpu
 from kernels.paged_attention import paged_attention_reference
 from tests.checkpoints import random_model, save
 
 AMPERE, TURING = (8, 0), (7, 5)
+DEFAULT_ON_A_CPU = "CPU_ATTN" if cpu.why_not(torch.float32) is None else "TORCH_SDPA"
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +74,17 @@ def test_another_dtype_is_refused(dtype: object) -> None:
 
 @pytest.mark.parametrize("name", ["FLASH_ATTN", "triton_attn", "", 1])
 def test_another_backend_is_refused(directory: Path, name: object) -> None:
-    message = r"attention_backend must be one of \['TORCH_SDPA', 'TRITON_ATTN'\]"
+    message = r"attention_backend must be one of \['CPU_ATTN', 'TORCH_SDPA', 'TRITON_ATTN'\]"
     with pytest.raises(ValueError, match=message):
         EngineConfig(directory, attention_backend=name)
     with pytest.raises(ValueError, match=message):
-        choose_backend(name, torch.device("cpu"))
+        choose_backend(name, torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize(
     ("name", "device", "expected"),
     [
-        (None, "cpu", "TORCH_SDPA"),
+        (None, "cpu", DEFAULT_ON_A_CPU),
         (None, "cuda", "TRITON_ATTN"),
         ("TRITON_ATTN", "cpu", "TRITON_ATTN"),
         ("TORCH_SDPA", "cuda", "TORCH_SDPA"),
@@ -91,7 +93,7 @@ def test_another_backend_is_refused(directory: Path, name: object) -> None:
 def test_the_device_has_a_backend_unless_one_is_named(
     name: str | None, device: str, expected: str
 ) -> None:
-    backend = choose_backend(name, torch.device(device))
+    backend = choose_backend(name, torch.device(device), torch.float32)
     assert backend.name == expected
     assert backend.graph_safe == (expected == "TRITON_ATTN")
 
@@ -99,7 +101,7 @@ def test_the_device_has_a_backend_unless_one_is_named(
 @pytest.mark.parametrize(
     ("options", "backend"),
     [
-        ({}, "TORCH_SDPA"),
+        ({}, DEFAULT_ON_A_CPU),
         ({"attention_backend": "TRITON_ATTN"}, "TRITON_ATTN"),
         ({"paged_attention": paged_attention_reference}, "paged_attention_reference"),
     ],
