@@ -15,7 +15,7 @@ NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 300
 # Two test processes share the machine; more threads in each only get in each other's way.
 test test-fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup lab test test-fast check format solutions labs clean
+.PHONY: help setup lab test test-fast check format solutions labs peers clean
 
 help:
 	@echo "make lab        a first reply from the engine, then JupyterLab (JUPYTER_ARGS=...)"
@@ -25,6 +25,7 @@ help:
 	@echo "make format     let ruff format and fix"
 	@echo "make solutions  run the notebooks of solutions/ and keep their outputs (NOTEBOOK=...)"
 	@echo "make labs       write labs/ from solutions/"
+	@echo "make peers      vLLM and transformers in .venv-peers, for benchmarks/engine.py"
 	@echo "make clean      remove .venv and caches"
 
 # The stamp holds the folder it was made in, so a moved repository is set up again.
@@ -67,6 +68,9 @@ solutions: $(STAMP)
 labs: $(STAMP)
 	$(BIN)/course release
 
+peers:
+	sh scripts/peers.sh
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,8 +6,22 @@ meta-llama/Meta-Llama-3-8B.
 
 import json
 from pathlib import Path
+from typing import Any
 
-SHAPES = {
+_LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "torch_dtype": "float32",
+}
+
+SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -43,23 +57,27 @@ SHAPES = {
         "hidden_act": "silu",
         "torch_dtype": "bfloat16",
     },
-    # Small enough for a CPU; to try a benchmark, not to report.
+    # Two that a CPU can serve, to compare engines on one.
     "tiny": {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": 256,
-        "intermediate_size": 704,
-        "num_hidden_layers": 4,
+        **_LLAMA,
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 8,
         "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "vocab_size": 4096,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
+        "num_key_value_heads": 4,
+        "vocab_size": 512,
+        "tie_word_embeddings": False,
+    },
+    "m120": {
+        **_LLAMA,
+        "hidden_size": 768,
+        "intermediate_size": 3456,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "vocab_size": 8192,
         "tie_word_embeddings": True,
-        "attention_bias": False,
-        "hidden_act": "silu",
-        "torch_dtype": "float32",
     },
 }
 

@@ -13,4 +13,5 @@ export PYTHONPATH=. PYTHONUNBUFFERED=1
 "$PYTHON" benchmarks/kernels.py --record
 for shape in qwen3-0.6b llama-3-8b; do
     "$PYTHON" benchmarks/engine.py --device cuda --shape "$shape" --record
+    "$PYTHON" benchmarks/steps.py --device cuda --shape "$shape" --record
 done

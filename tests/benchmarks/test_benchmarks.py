@@ -25,10 +25,19 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for the CPU on a machine with a GPU")
-def test_the_engine_benchmark_prints_rates_and_steps_of_a_small_shape() -> None:
-    result = run("benchmarks/engine.py", "--alone", "--requests", "4")
+def test_the_engine_benchmark_prints_the_rates_of_the_shipped_model() -> None:
+    result = run("benchmarks/engine.py", "--alone", "--rounds", "1", "--shape", "merchant-chat")
     assert result.returncode == 0, result.stderr
-    for words in ("whole workload", "ours", "decode steps", "ratio_to_floor", "copy", "torch"):
+    for words in ("medians", "ours", "bfloat16", "W1", "W2", "W3", "ready_s", "ceiling_share"):
+        assert words in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for the CPU on a machine with a GPU")
+def test_the_benchmark_of_steps_prints_those_of_a_small_shape() -> None:
+    result = run("benchmarks/steps.py")
+    assert result.returncode == 0, result.stderr
+    for words in ("decode steps", "ratio_to_floor", "copy", "torch"):
         assert words in result.stdout
 
 
@@ -37,13 +46,15 @@ def test_without_a_gpu_the_benchmarks_that_need_one_say_so() -> None:
     kernels = run("benchmarks/kernels.py")
     assert kernels.returncode == 1
     assert "needs an NVIDIA GPU" in kernels.stdout
-    engine = run("benchmarks/engine.py", "--device", "cuda")
-    assert engine.returncode == 1
-    assert "PyTorch sees no GPU" in engine.stdout
+    for script in ("engine", "steps"):
+        result = run(f"benchmarks/{script}.py", "--device", "cuda")
+        assert result.returncode == 1
+        assert "PyTorch sees no GPU" in result.stdout
 
 
 def test_an_unknown_shape_is_refused_with_the_known_ones() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    result = run("benchmarks/engine.py", "--device", device, "--shape", "gpt-5")
-    assert result.returncode == 1
-    assert "qwen3-0.6b, llama-3-8b, tiny" in result.stdout
+    for script in ("engine", "steps"):
+        result = run(f"benchmarks/{script}.py", "--device", device, "--shape", "gpt-5")
+        assert result.returncode == 1
+        assert "qwen3-0.6b, llama-3-8b, tiny, m120" in result.stdout
