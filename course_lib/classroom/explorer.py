@@ -50,7 +50,7 @@ class Control:
 
     label: str
     options: Sequence[Any] | Mapping[str, Any] = (False, True)
-    value: Any = False
+    value: Any = None
     kind: Literal["slider", "menu", "player", "switch"] = "slider"
     form: str = "{}"
 

@@ -20,6 +20,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 
 from course_lib.classroom import colab
+from tests.colab import VERSIONS
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = [
@@ -30,11 +31,10 @@ NOTEBOOKS = [
 ]
 LABS = [path.relative_to(ROOT / "labs") for path in NOTEBOOKS if ROOT / "labs" in path.parents]
 
-# Of the image of August 2026; ipython_genutils and pytz are what two of them need besides.
-COLAB = [
-    "ipywidgets==7.7.1", "ipython_genutils==0.2.0", "numpy==2.1.0", "matplotlib==3.10.0",
-    "pandas==2.2.2", "pytz==2025.2",
-]  # fmt: skip
+# Of those, what there is for any machine, and what two of them need besides.
+HERE = ("numpy", "pandas", "matplotlib", "ipywidgets")
+COLAB = [f"{name}=={VERSIONS[name]}" for name in HERE]
+COLAB += ["ipython_genutils==0.2.0", "pytz==2025.2"]
 
 # Run with Colab's versions each time; the others with `--all-labs`.
 OFTEN = {"00_start_here", "b1_sizing"}
@@ -124,10 +124,9 @@ def python(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.network
 def test_the_explorers_work_with_colabs_versions(python):
-    code = "import ipywidgets, numpy, matplotlib\n"
-    code += "print(*(p.__version__ for p in (ipywidgets, numpy, matplotlib)))"
+    code = f"import {', '.join(HERE)}; print(*(p.__version__ for p in ({', '.join(HERE)})))"
     versions = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
-    assert versions.stdout.split() == ["7.7.1", "2.1.0", "3.10.0"]
+    assert versions.stdout.split() == [VERSIONS[name] for name in HERE]
     done = subprocess.run(
         [python, "-m", "pytest", "-p", "no:cacheprovider", "tests/classroom/test_explorers.py"],
         cwd=ROOT, capture_output=True, text=True,
@@ -179,5 +178,5 @@ def test_a_lab_runs_on_colab_from_its_set_up_cell_on(lab, content, pytestconfig)
     client.execute()
     setup = next(cell for cell in notebook.cells if cell.cell_type == "code")
     said = "".join(output.get("text", "") for output in setup.outputs)
-    assert "ipywidgets 7.7.1" in said and "numpy 2.1.0" in said and "Expected" not in said
+    assert all(f"{name} {VERSIONS[name]}" in said for name in HERE) and "Expected" not in said
     assert str(content / "gpu-serving-labs" / "course_lib") in where.outputs[0].data["text/plain"]

@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from tests import colab
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -47,8 +49,6 @@ def pins(lines: list[str]) -> dict[str, str]:
 
 
 TESTED = pins((ROOT / "constraints.txt").read_text().splitlines())
-# Of Colab's image in August 2026, which `pip install gpu-serving-labs` must not disturb.
-COLAB = {"torch": "2.11.0", "triton": "3.6.0", "numpy": "2.1.0", "ipywidgets": "7.7.1"}
 
 
 def test_constraints_pin_every_direct_dependency_within_its_range():
@@ -59,7 +59,9 @@ def test_constraints_pin_every_direct_dependency_within_its_range():
     assert TESTED["torch"] == "2.13.0"
 
 
-@pytest.mark.parametrize("pinned", [pins(CONDA_PIP), COLAB], ids=["environment.yml", "Colab"])
+@pytest.mark.parametrize(
+    "pinned", [pins(CONDA_PIP), colab.VERSIONS], ids=["environment.yml", "Colab"]
+)
 def test_ranges_admit_other_environments(pinned):
     assert "torch" in pinned
     for requirement in requirements(*EXTRAS):
