@@ -10,8 +10,9 @@ from matplotlib.ticker import PercentFormatter
 from course_lib.classroom.plots.style import COLORS, REPLY_COLORS, STYLE, caption
 from course_lib.classroom.plots.time_axis import duration, label_time_axis
 
-# Phases and starts that can still be read.
+# Phases and starts that can still be read, and colours that can still be told apart.
 _MOST_ROWS = 24
+_COLORS = (*REPLY_COLORS, COLORS["accent"], COLORS["queue"])
 
 
 def plot_waterfall(
@@ -34,7 +35,7 @@ def plot_waterfall(
             f"draw 1 to {_MOST_ROWS} phases at once, of which one takes time; got {num_rows}"
         )
     names = list(dict.fromkeys(name for phases in starts.values() for name in phases))
-    colors = {name: REPLY_COLORS[i % len(REPLY_COLORS)] for i, name in enumerate(names)}
+    colors = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(names)}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(starts), 1, sharex=True, squeeze=False,
