@@ -8,6 +8,7 @@ them.
 import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import types
@@ -162,6 +163,9 @@ def standalone_source(answer: Any) -> str:
             imports.append(f"from {home} import {value.__name__} as {used}")
         elif isinstance(value, int | float | str | tuple | type(None)):
             definitions.append(f"{used} = {value!r}\n")
+        elif isinstance(value, re.Pattern):
+            imports.append("import re")
+            definitions.append(f"{used} = re.compile({value.pattern!r}, {value.flags})\n")
         else:
             raise ValueError(
                 f"the part uses the notebook's variable {used!r} ({type(value).__name__}), which "

@@ -16,6 +16,7 @@ import socket
 import time
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,16 +31,28 @@ MAX_REPLY_BYTES = 16 << 20
 
 
 class Record:
-    """An object of the student's: its fields, without its code."""
+    """An object of the student's: its public fields, without its code.
+
+    Other names stay out: NumPy, for one, believes what an object's `__array_interface__` says.
+    """
 
     def __init__(self, type_name: str, fields: dict[str, Any]) -> None:
-        self.__dict__.update(fields)
-        self.__dict__["_shown"] = (
-            f"{type_name}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
-        )
+        self._type_name = type_name
+        self.__dict__.update({n: value for n, value in fields.items() if not n.startswith("_")})
 
     def __repr__(self) -> str:
-        return str(self.__dict__["_shown"])
+        fields = [f"{n}={value!r}" for n, value in vars(self).items() if n != "_type_name"]
+        return f"{self._type_name}({', '.join(fields)})"
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """What is no data, such as a function: only what it looks like."""
+
+    shown: str
+
+    def __repr__(self) -> str:
+        return self.shown
 
 
 class Line:
@@ -184,7 +197,7 @@ def _raise_as(error: Any) -> None:
     if not is_error:
         exception = RuntimeError(f"{name}: {message}")
     # Whoever describes the error shows the line of its innermost frame.
-    where = f"<the answer, {line}>"
+    where = f"<the answer, {line!r}>"
     linecache.cache[where] = (len(line), None, [line + "\n"], where)
     exec(compile("raise error", where, "exec"), {"error": exception})
 
@@ -221,7 +234,7 @@ def _decoded(value: Any) -> Any:
         return array[()] if kind == "number" else array
     if kind == "tensor":
         return _tensor(value)
-    return Record(str(value["shown"]), {})
+    return Unknown(str(value["shown"]))
 
 
 _CONTAINERS: dict[Any, Callable[..., Any]] = {
@@ -300,4 +313,4 @@ def remote_answer(line: Line, portrait: Any) -> Any:
 
         function.__wrapped__ = portrait  # type: ignore[attr-defined]
         return function
-    return Record(str(line.hello.get("shown", "nothing")), {})
+    return Unknown(str(line.hello.get("shown", "nothing")))

@@ -16,6 +16,9 @@ from course_lib.classroom.grading.graft import NBVAL_TAGS, Assignment, markers_i
 #: Beyond this it is no notebook of this course; one with all its pictures has a few MB.
 MAX_NOTEBOOK_BYTES = 25 << 20
 
+#: Characters. The longest answer of the course has some five thousand.
+MAX_ANSWER_LENGTH = 100_000
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -58,7 +61,7 @@ def find_submissions(folder: Path) -> Iterator[Submission]:
 def read_sheet(path: Path, assignment: Assignment) -> Sheet:
     """The answers in a notebook, and what is odd about it."""
     try:
-        if path.is_symlink():
+        if any(part.is_symlink() for part in (path, *path.parents[:2])):
             return Sheet(unreadable="the notebook is a link to another file")
         size = path.stat().st_size
         if size > MAX_NOTEBOOK_BYTES:
@@ -82,7 +85,11 @@ def read_sheet(path: Path, assignment: Assignment) -> Sheet:
                 f"the answer cell {task.answer_id} is there {len(sources)} times; all of them are "
                 "run in their order, as the notebook would"
             )
-        sheet.answers[task.answer_id] = "\n".join(sources)
+        source = "\n".join(sources)
+        if len(source) > MAX_ANSWER_LENGTH:
+            sheet.flags.append(f"the answer cell {task.answer_id} is too long to be run")
+            source = ""
+        sheet.answers[task.answer_id] = source
         checks = [source.strip() for source, _ in found.get(task.check_id, [])]
         if not checks:
             sheet.flags.append(f"the check cell {task.check_id} is missing; it is not needed")

@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 
 from course_lib.classroom.checks import Exercise, find_exercise
 from course_lib.classroom.grading.course_copy import CLASSROOM
-from course_lib.classroom.grading.portrait import python_of
+from course_lib.classroom.grading.portrait import NOT_PYTHON, python_of
 from course_lib.classroom.parts import load_object, standalone_source
 from course_lib.classroom.release import student_version
 from course_lib.classroom.source import global_names
@@ -189,7 +189,7 @@ def _courses_own(task: Task) -> str:
 def _used(source: str) -> set[str]:
     try:
         return global_names(python_of(source))
-    except (SyntaxError, ValueError, RecursionError):
+    except NOT_PYTHON:
         return set()
 
 
@@ -197,7 +197,7 @@ def _defined(source: str) -> set[str]:
     """Names that the top level of a cell binds."""
     try:
         code: Any = compile(python_of(source), "<cell>", "exec")
-    except (SyntaxError, ValueError, RecursionError):
+    except NOT_PYTHON:
         return set()
     import dis
 

@@ -25,7 +25,8 @@ class Mark:
         cell: id of the check cell.
         points: earned.
         out_of: points of a right answer.
-        outcome: "passed", "unsolved", "wrong", "not your own", "missing", or "by hand".
+        outcome: "passed", "unsolved", "wrong", "not your own", "missing", "by hand", or "not
+            graded" if grading itself failed.
         message: for the student.
         seconds: that it took.
     """
@@ -155,6 +156,8 @@ def _row(
     flags = tuple(dict.fromkeys(flag for each in graded for flag in each.flags))
     if any(each.unreadable for each in graded):
         status = "not readable"
+    elif any(mark.outcome == "not graded" for mark in marks):
+        status = "not graded"
     elif any(mark.outcome == "missing" for mark in marks):
         status = "incomplete"
     else:

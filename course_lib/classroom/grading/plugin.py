@@ -21,6 +21,7 @@ from course_lib.classroom.grading.asking import Line, remote_answer
 from course_lib.classroom.grading.isolate import Limits
 from course_lib.classroom.grading.kernel import Kernel, Stopped, adopt_orphans, end_children
 from course_lib.classroom.grading.portrait import portrait
+from course_lib.classroom.grading.suspicions import suspicions
 
 
 class _Job:
@@ -100,8 +101,8 @@ def pytest_runtest_call(item: Any) -> Iterator[None]:
         job.write(
             exercise=exercise,
             outcome=verdict.outcome,
-            message=verdict.message,
-            flags=list(dict.fromkeys(flags)),
+            message=_cut(verdict.message),
+            flags=list(dict.fromkeys([*flags, *suspicions(_answer_source(item))])),
         )
     if error is not None:
         raise error
@@ -149,7 +150,15 @@ class _Judging(threading.Thread):
 _STUDENTS = ("imports", "answer")
 
 
+def _answer_source(item: Any) -> str:
+    """Source of the cell that the exercise of this notebook is answered in: the last such cell."""
+    answers = [c for c in item.parent.nb.cells if c.metadata["course"]["role"] == "answer"]
+    return str(answers[-1].source)
+
+
 def _unasked(exercise_id: str, kernel: Kernel) -> Verdict:
+    if kernel.troubles and all(t.startswith("NotImplementedError") for t in kernel.troubles):
+        return Verdict("unsolved")
     why = "; ".join(kernel.troubles) or "its cell does not define the answer"
     return Verdict("wrong", f"Exercise {exercise_id} could not be asked: {why}")
 
@@ -171,6 +180,12 @@ def _flags(printed: str, told: str, timed_out: bool) -> list[str]:
     if timed_out or "did not end within" in told:
         flags.append("it did not end in time")
     return flags
+
+
+def _cut(message: str, at_most: int = 6000) -> str:
+    """A message of bearable length: what a student returned may be long."""
+    half = at_most // 2
+    return message if len(message) <= at_most else f"{message[:half]} ... {message[-half:]}"
 
 
 def _told(error: Exception | None) -> str | None:

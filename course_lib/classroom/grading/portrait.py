@@ -20,6 +20,10 @@ from kernels.runtime import triton
 _LOOKED_UP = ("course_lib", "kernels", "numpy", "torch", "triton")
 
 
+#: What parsing a student's source may raise: it is no Python, or nested too deeply.
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
+
+
 def python_of(source: str) -> str:
     """A cell as Python, with its magic commands made calls."""
     return TransformerManager().transform_cell(source)
@@ -40,7 +44,7 @@ def portrait(cells: Sequence[str], name: str) -> Any:
             file = f"<answer {number}>"
             code = compile(text, file, "exec")
             statements = ast.parse(text).body
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
+        except NOT_PYTHON:
             continue
         linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
         for statement in statements:

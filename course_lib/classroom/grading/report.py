@@ -26,6 +26,7 @@ OUTCOMES = {
     "not your own": ("not one's own", "#d55e00"),
     "unsolved": ("not solved", "#c9c9c9"),
     "missing": ("not handed in", "#ececec"),
+    "not graded": ("not graded", "#000000"),
 }
 
 

@@ -5,7 +5,7 @@ Marks do not depend on it: the walls and the oracle outside hold whatever the co
 
 import ast
 
-from course_lib.classroom.grading.portrait import python_of
+from course_lib.classroom.grading.portrait import NOT_PYTHON, python_of
 
 _MODULES = {
     "builtins", "ctypes", "gc", "glob", "importlib", "inspect", "io", "IPython", "linecache",
@@ -20,8 +20,8 @@ def suspicions(source: str) -> list[str]:
     """What to look at in the source of an answer, a sentence of each kind."""
     try:
         nodes = list(ast.walk(ast.parse(python_of(source))))
-    except (SyntaxError, ValueError, RecursionError):
-        return ["its cell is not valid Python"]
+    except NOT_PYTHON:
+        return ["its cell is not valid Python"] if source.strip() else []
     imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
     homes = {home for node in imports for home in _homes(node)}
     bound = {(a.asname or a.name).split(".")[0] for node in imports for a in node.names}

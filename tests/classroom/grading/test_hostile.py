@@ -238,6 +238,17 @@ HOSTILE = {
     "calls home": Hostile(
         "import socket\nsocket.create_connection(('192.0.2.1', 80), timeout=5)\n", 0, "network"
     ),
+    "nests deeply": Hostile("x = " + "-" * 90_000 + "1\n" + WRONG, 0, ""),
+    "is very long": Hostile("x = 1\n" * 50_000 + RIGHT, 0, "is too long to be run"),
+    "lies about memory": Hostile(
+        inside(
+            "from types import SimpleNamespace as N\n"
+            "lie = N(**{'__array_interface__': {'data': (8, False), 'shape': (1,), "
+            "'typestr': '<f8', 'version': 3}})\nreturn N(token_steps=lie, empty_slot_steps=lie)"
+        ),
+        0,
+        "",
+    ),
     "duplicates cells": Hostile(RIGHT, 2, "is there 2 times", duplicate_answer),
     "deletes cells": Hostile(RIGHT, 0, "the answer cell a1-1-answer is missing", delete_cells),
     "imports the reference": Hostile(

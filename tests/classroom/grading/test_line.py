@@ -17,7 +17,7 @@ import torch
 
 from course_lib.classroom.checks import NoAnswer, Verdict, assess, find_exercise
 from course_lib.classroom.grading.answering import LINE_VARIABLE, encode, send, serve
-from course_lib.classroom.grading.asking import Line, Record, decode, remote_answer
+from course_lib.classroom.grading.asking import Line, Record, Unknown, decode, remote_answer
 from course_lib.classroom.grading.course_copy import REFUSAL
 from course_lib.classroom.ownership import NotYourOwn
 
@@ -117,7 +117,7 @@ def test_an_object_comes_over_as_its_fields_and_without_its_code() -> None:
     got = over_the_line(Pair(1, Pair("a", None)))
     assert isinstance(got, Record) and got.left == 1 and got.right.left == "a"
     assert repr(got) == "Pair(left=1, right=Pair(left='a', right=None))"
-    assert isinstance(over_the_line(lambda: 1), Record)
+    assert isinstance(over_the_line(lambda: 1), Unknown)
 
     class Lies:
         def __eq__(self, other):
@@ -126,6 +126,19 @@ def test_an_object_comes_over_as_its_fields_and_without_its_code() -> None:
         __hash__ = None
 
     assert over_the_line(Lies()) != 5
+
+
+def test_fields_that_numpy_would_believe_stay_out() -> None:
+    class Array:
+        def __init__(self):
+            self.__dict__["__array_interface__"] = {
+                "data": (8, False), "shape": (1,), "typestr": "<f8", "version": 3,
+            }  # fmt: skip
+            self.left = 1
+
+    got = over_the_line(Array())
+    assert got.left == 1 and not hasattr(got, "__array_interface__")
+    assert np.asarray(got).dtype == object
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 import types
@@ -26,6 +27,7 @@ from course_lib.classroom.grading.graft import (
 from course_lib.classroom.grading.portrait import portrait
 from course_lib.classroom.grading.suspicions import suspicions
 from course_lib.classroom.ownership import NotYourOwn, check_is_own
+from course_lib.classroom.parts import load_object, standalone_source
 from course_lib.classroom.source import kernels_of, plain, source_of
 from course_lib.engine.scheduler import Scheduler
 from course_lib.engine.scheduler_base import SchedulerBase
@@ -193,3 +195,26 @@ def test_suspicions_name_what_is_reached_for() -> None:
         "it changes np.isclose",
     ]
     assert suspicions("def f(:") == ["its cell is not valid Python"]
+
+
+_NUMBER = re.compile(r"\d+", re.ASCII)
+
+
+def numbers_in(text):
+    return _NUMBER.findall(text)
+
+
+def test_an_answer_written_on_its_own_takes_its_patterns_along() -> None:
+    namespace: dict[str, object] = {}
+    exec(standalone_source(numbers_in), namespace)
+    assert namespace["PART"]("a1b22") == ["1", "22"]
+
+
+@pytest.mark.parametrize("path", LABS, ids=lambda path: path.stem)
+def test_the_course_can_stand_in_for_every_earlier_answer(path: Path) -> None:
+    assignment = read_assignment(path)
+    for task in assignment.tasks[:-1]:
+        if not task.exercise.reference.startswith("course_lib.classroom.exercises.b3"):
+            namespace: dict[str, object] = {}
+            exec(standalone_source(load_object(task.exercise.reference)), namespace)
+            assert callable(namespace["PART"])
