@@ -129,7 +129,7 @@ def page(browser: Any) -> Iterator[Any]:
     page.on("console", lambda m: m.type == "error" and page.errors.append(m.text))
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     yield page
-    page.evaluate("() => jupyterapp.serviceManager.sessions.shutdownAll()")
+    page.evaluate("() => window.jupyterapp?.serviceManager.sessions.shutdownAll()")
     context.close()
 
 
