@@ -63,7 +63,7 @@ class BlockPool(BlockPoolBase):
         size, block_ids = self.block_size, request.block_ids
         num_tokens = request.num_computed_tokens + len(prefix_blocks) * size + num_new_tokens
         if prefix_blocks or num_tokens > len(block_ids) * size:
-            if self._num_missing_blocks(request, num_tokens, prefix_blocks) > self.num_free_blocks:
+            if self._num_missing_blocks(request, num_tokens, prefix_blocks) > len(self.free_blocks):
                 return False
             for block in prefix_blocks:
                 self._take_back(block)
@@ -101,9 +101,10 @@ class BlockPool(BlockPoolBase):
         A hit on a cached block that nobody owns takes it off the free list too.
         """
         num_there = len(request.block_ids) + len(prefix_blocks)
-        num_blocks = -(-num_tokens // self.block_size)
-        num_hits_on_free = sum(self.ref_counts[block] == 0 for block in prefix_blocks)
-        return max(0, num_blocks - num_there) + num_hits_on_free
+        num_missing = max(0, -(-num_tokens // self.block_size) - num_there)
+        if prefix_blocks:
+            num_missing += sum(self.ref_counts[block] == 0 for block in prefix_blocks)
+        return num_missing
 
     def _take_back(self, block: int) -> None:
         if self.ref_counts[block] == 0:

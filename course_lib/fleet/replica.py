@@ -397,20 +397,20 @@ class Replica:
 
         A step matters to the pool if its token is the first or the last one of a block.
         """
-        size = self.block_size
+        size, count, allocate = self.block_size, len(requests), self.block_pool.allocate
         computed = [request.num_computed_tokens for request in requests]
-        moments = []
+        moments: list[int] = []  # step * count + place, so that they sort by step, then by place
         for place, start in enumerate(computed):
             first = -start % size  # until a block begins
             last = first - 1 if first else size - 1  # until one ends
-            moments += [(step, place) for step in range(first, num_steps, size)]
-            if size > 1:
-                moments += [(step, place) for step in range(last, num_steps, size)]
+            for step in {first, last}:
+                moments += range(step * count + place, num_steps * count, size * count)
         moments.sort()
-        for step, place in moments:
+        for moment in moments:
+            step, place = divmod(moment, count)
             request = requests[place]
             request.num_computed_tokens = computed[place] + step
-            self.block_pool.allocate(request, 1)
+            allocate(request, 1)
         for request, start in zip(requests, computed, strict=True):
             request.num_computed_tokens = start + num_steps
 
