@@ -11,6 +11,7 @@ fi
 export PYTHONPATH=. PYTHONUNBUFFERED=1
 "$PYTHON" -m pytest -q -m gpu tests/kernels tests/model tests/engine
 "$PYTHON" benchmarks/kernels.py --record
+"$PYTHON" benchmarks/cold_start.py --starts 0 --record
 for shape in qwen3-0.6b llama-3-8b; do
     "$PYTHON" benchmarks/engine.py --device cuda --shape "$shape" --record
     "$PYTHON" benchmarks/steps.py --device cuda --shape "$shape" --record
