@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
+_IMPORTED_S = time.monotonic()
+
 _LINE = re.compile(r"^\S+ \S+ INFO startup pid=(\d+) (?:phase=(\S+)|ready) seconds=([\d.]+)$")
 
 
@@ -60,7 +62,7 @@ def log_ready() -> None:
 
 
 def process_age_s() -> float:
-    """Seconds since this process began; on systems that do not say, since Python counts its time.
+    """Seconds since this process began; on systems that do not say, since this was imported.
 
     Linux says it in the 22nd field of /proc/self/stat, in clock ticks since the machine's start.
     """
@@ -70,7 +72,7 @@ def process_age_s() -> float:
         began_s = int(after_name[19]) / os.sysconf("SC_CLK_TCK")
         return time.clock_gettime(time.CLOCK_BOOTTIME) - began_s
     except (OSError, AttributeError):
-        return time.process_time()
+        return time.monotonic() - _IMPORTED_S
 
 
 def log_to_stderr() -> None:

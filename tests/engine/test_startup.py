@@ -77,3 +77,11 @@ def test_a_process_number_that_comes_again_is_another_start_and_a_failed_one_is_
         {"imports": 2.5},
         {"imports": 1.5},
     ]
+
+
+def test_where_the_system_does_not_say_how_old_a_process_is_it_counts_from_the_import(monkeypatch):
+    def nothing(*_, **__):
+        raise OSError("no such file")
+
+    monkeypatch.setattr("builtins.open", nothing)
+    assert process_age_s() > 0
