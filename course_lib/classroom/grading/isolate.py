@@ -23,10 +23,12 @@ Isolation = Literal["bubblewrap", "network namespace", "limits only"]
 MEANING: Mapping[Isolation, str] = {
     "bubblewrap": "No network, no file of this machine but Python and the course without what is "
     "asked, no other process; limits on time, memory, processes and files",
-    "network namespace": "No network; limits on time, memory, processes and files. Files of this "
-    "machine can be read: install bubblewrap before you trust marks of unknown people",
-    "limits only": "Limits on time, memory, processes and files. The network and the files of this "
-    "machine can be reached: install bubblewrap before you trust marks of unknown people",
+    "network namespace": "No network; limits on time, memory, processes and the size of a file. "
+    "Files of this machine can be read: install bubblewrap before you trust marks of unknown "
+    "people",
+    "limits only": "Limits on time, memory, processes and the size of a file. The network and the "
+    "files of this machine can be reached: install bubblewrap before you trust marks of unknown "
+    "people",
 }
 
 

@@ -21,7 +21,13 @@ from course_lib.classroom.grading.marks import Graded, Row
 from course_lib.classroom.grading.run import Grading, grade
 from tests.classroom.grading.notebooks import ROOT, hand_in, instructor_notebook, submission
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        isolation_here() != "bubblewrap",
+        reason="needs bubblewrap: without it they would reach this machine's disk and network",
+    ),
+]
 
 RIGHT = """
 def simulate_slots(reply_lengths, slots, continuous):
@@ -109,7 +115,7 @@ for path in glob.glob("/proc/*/environ") + glob.glob("/proc/*/maps"):
     except OSError:
         pass
 if FOUND:
-    print("FOUND", FOUND)
+    raise RuntimeError("FOUND " + ", ".join(FOUND))
 '''
 
 HOSTILE = {
@@ -318,8 +324,6 @@ def row_of(graded: Grading, student: str) -> Row:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_it_gets_what_it_deserves_and_is_flagged(name: str, graded: Grading) -> None:
     hostile, row = HOSTILE[name], row_of(graded, name)
-    if graded.isolation != "bubblewrap" and name in ("reads the disk", "writes elsewhere"):
-        pytest.skip("needs bubblewrap: without it the disk can be read and written")
     assert [mark.points for mark in row.marks] == [hostile.points, hostile.also], row
     assert hostile.flag in "\n".join(row.flags)
 
@@ -344,9 +348,8 @@ def test_odd_cells_are_no_answers(graded) -> None:
     assert row.points == 0 and "the answer cell a1-1-answer is missing" in row.flags
 
 
-def test_nothing_was_found_on_the_disk_and_nothing_left_there(graded, assignment) -> None:
-    if graded.isolation != "bubblewrap":
-        pytest.skip(f"needs bubblewrap, and this machine has {isolation_here()}")
+def test_nothing_was_found_on_the_disk_and_nothing_left_there(graded) -> None:
+    assert "expected" in row_of(graded, "reads the disk").marks[0].message  # it got to an answer
     assert not (ROOT / "pwned").exists() and not Path("/pwned").exists()
     assert not any("FOUND" in str(mark.message) for row in graded.rows for mark in row.marks)
 
