@@ -9,9 +9,10 @@ that ships and two of random weights, each in float32 and bfloat16; the workload
 `workloads.py`. vLLM comes from `.venv-peers`, or from this environment if it is there. A peer that
 does not run is left out, with its last words.
 
-Rows that are recorded: `model`, `dtype`, `engine`, `rounds`, the medians `W1`, `W2`, `W3` (or `G`
-on a GPU) in output tokens/s, `ready_s` (process start to first token), `peak_memory_gib`, and
-`ceiling_share`: the part of W3 that reading the weights at the measured bandwidth would allow.
+Rows that are recorded: `model`, `dtype`, `engine`, `version`, `rounds`; the medians `W1`, `W2` and
+`W3` (or `G` on a GPU) in output tokens/s, `ready_s` (process start to first token) and
+`peak_memory_gib`; and `ceiling_share`: the part of W3 that reading the weights at the measured
+bandwidth would allow.
 """
 
 import json
@@ -56,7 +57,7 @@ def python_of(engine: str) -> str:
     return str(peers) if engine != "ours" and peers.exists() else sys.executable
 
 
-def run_peer(engine: str, folder: Path, dtype: str, device: str, group: str) -> dict[str, float]:
+def run_peer(engine: str, folder: Path, dtype: str, device: str, group: str) -> dict[str, Any]:
     """One process.
 
     Raises:
@@ -77,7 +78,7 @@ def run_peer(engine: str, folder: Path, dtype: str, device: str, group: str) -> 
     if done.returncode:
         words = done.stderr.strip().splitlines() or ["nothing on stderr"]
         raise RuntimeError(words[-1])
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
@@ -111,6 +112,7 @@ def compare(
     """The medians of each engine on one model."""
     groups = GROUPS[device]
     found: dict[str, dict[str, list[float]]] = {engine: defaultdict(list) for engine in engines}
+    versions: dict[str, str] = {}
     task = progress.add_task(f"{name} {dtype}", total=rounds * len(groups) * len(engines))
     for _ in range(rounds):
         for group in groups:
@@ -124,6 +126,7 @@ def compare(
                     console.print(f"{engine} does not run {name} in {dtype}: {error}", markup=False)
                     del found[engine]
                     continue
+                versions[engine] = result.pop("version")
                 for field, value in result.items():
                     found[engine][field].append(value)
                 progress.advance(task)
@@ -133,6 +136,7 @@ def compare(
             "model": name,
             "dtype": dtype,
             "engine": engine,
+            "version": versions[engine],
             "rounds": rounds,
             **{field: statistics.median(values) for field, values in fields.items()},
         }

@@ -19,7 +19,7 @@ from typing import Any
 # A script's own folder is searched first, and there `kernels.py` would hide the package.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.workloads import MAX_MODEL_LEN, Workload, workloads
+from benchmarks.workloads import MAX_MODEL_LEN, Workload, version_of, workloads
 
 #: Prompts and, for each, the tokens to generate.
 Generate = Callable[[list[list[int]], list[int]], Any]
@@ -153,8 +153,9 @@ def main(engine: str, folder: str, dtype: str, device: str, names: str) -> None:
     generate(warm_up, [8] * len(warm_up))
     for workload in todo:
         result[workload.name] = rate(generate, workload)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
-    print(json.dumps({**result, "peak_memory_gib": peak / 2**20}), flush=True)
+    result["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    result["version"] = "" if engine == "ours" else version_of(engine)
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

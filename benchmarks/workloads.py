@@ -8,6 +8,7 @@ can use it.
 import json
 import random
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks.shapes import SHAPES
@@ -51,6 +52,16 @@ def workloads(vocab_size: int, device: str, only: list[str]) -> list[Workload]:
         made["W2"] = Workload("W2", [prefix + tokens(32) for _ in range(64)], [32] * 64, True)
         made["W3"] = Workload("W3", [tokens(32)], [256])
     return [made[name] for name in only]
+
+
+def version_of(package: str) -> str:
+    """Of what is installed in this environment; vLLM's build for CPUs has a name of its own."""
+    for name in (package, f"{package}-cpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
 
 
 def write_checkpoint(shape: str, dtype: str, directory: Path) -> Path:

@@ -6,11 +6,13 @@ not abstract: a method that a student has not written yet says so when it is cal
 """
 
 import hashlib
-from array import array
+import struct
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from course_lib.engine.request import Request
+
+_BYTES_PER_TOKEN = struct.calcsize("q")
 
 #: Padding in a block table points here. Never handed out, not counted in `usage`.
 NULL_BLOCK = 0
@@ -26,11 +28,16 @@ def hash_block(
         token_ids: the block's tokens.
         extra_keys: what else changes the contents or must keep tenants apart: LoRA name, salt.
     """
-    return _digest(parent_hash, array("q", token_ids).tobytes(), repr(extra_keys).encode())
+    return _digest(parent_hash, _as_bytes(token_ids), repr(extra_keys).encode())
+
+
+def _as_bytes(token_ids: Sequence[int]) -> bytes:
+    return struct.pack(f"{len(token_ids)}q", *token_ids)
 
 
 def _digest(parent_hash: bytes, tokens: bytes, extra: bytes) -> bytes:
-    return hashlib.blake2b(parent_hash + tokens + extra, digest_size=32).digest()
+    # Of the cryptographic hashes the one that processors have instructions for.
+    return hashlib.sha256(parent_hash + tokens + extra).digest()
 
 
 class BlockPoolBase:
@@ -108,9 +115,9 @@ class BlockPoolBase:
         """Hashes of the request's first `num_blocks` blocks, each computed once in its life."""
         hashes, size = request.block_hashes, self.block_size
         if len(hashes) < num_blocks:
-            new = request.token_ids[len(hashes) * size : num_blocks * size]
-            tokens = array("q", new)  # as `hash_block` does, but for all blocks at once
-            data, width = tokens.tobytes(), size * tokens.itemsize
+            # As `hash_block` does, but the tokens of all blocks become bytes at once.
+            data = _as_bytes(request.token_ids[len(hashes) * size : num_blocks * size])
+            width = size * _BYTES_PER_TOKEN
             extra = repr((request.lora_name, request.cache_salt)).encode()
             parent = hashes[-1] if hashes else b""
             for start in range(0, len(data), width):

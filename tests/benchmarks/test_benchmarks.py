@@ -41,6 +41,13 @@ def test_the_benchmark_of_steps_prints_those_of_a_small_shape() -> None:
         assert words in result.stdout
 
 
+def test_the_benchmark_of_the_scheduler_prints_its_times() -> None:
+    result = run("benchmarks/scheduler.py", "--alone")
+    assert result.returncode == 0, result.stderr
+    for words in ("step_us", "lookup_us", "ours", "256 running requests"):
+        assert words in result.stdout
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
 def test_without_a_gpu_the_benchmarks_that_need_one_say_so() -> None:
     kernels = run("benchmarks/kernels.py")
