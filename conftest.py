@@ -15,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--soak` and `--all-labs`."""
     parser.addoption("--soak", action="store_true", help="overload the server for 60 s, not 20")
     parser.addoption(
-        "--all-labs", action="store_true", help="every lab with Colab's versions, not two"
+        "--all-labs", action="store_true", help="every lab with Colab's versions, not three"
     )
 
 

@@ -148,7 +148,8 @@ def build_inputs(entries: list[ScheduledRequest], block_size: int) -> HostInputs
     block_tables[np.arange(block_tables.shape[1]) < widths[:, None]] = block_ids
 
     rows = np.repeat(np.arange(len(entries)), num_tokens)
-    slot_mapping = block_tables[rows, positions // block_size] * np.int64(block_size)
+    # Not by multiplying with a np.int64: outside the main thread, numpy before 2.2 keeps int32.
+    slot_mapping = block_tables[rows, positions // block_size].astype(np.int64) * block_size
     slot_mapping += positions % block_size
     metadata = AttentionMetadata(
         block_tables=block_tables,

@@ -37,7 +37,7 @@ COLAB = [f"{name}=={VERSIONS[name]}" for name in HERE]
 COLAB += ["ipython_genutils==0.2.0", "pytz==2025.2"]
 
 # Run with Colab's versions each time; the others with `--all-labs`.
-OFTEN = {"00_start_here", "b1_sizing"}
+OFTEN = {"00_start_here", "a2_serving_edge", "b1_sizing"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parts[-3]}/{path.stem}")
@@ -123,12 +123,13 @@ def python(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.network
-def test_the_explorers_work_with_colabs_versions(python):
+def test_explorers_and_steps_work_with_colabs_versions(python):
     code = f"import {', '.join(HERE)}; print(*(p.__version__ for p in ({', '.join(HERE)})))"
     versions = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     assert versions.stdout.split() == [VERSIONS[name] for name in HERE]
     done = subprocess.run(
-        [python, "-m", "pytest", "-p", "no:cacheprovider", "tests/classroom/test_explorers.py"],
+        [python, "-m", "pytest", "-p", "no:cacheprovider", "tests/classroom/test_explorers.py"]
+        + ["tests/engine/test_runner.py"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

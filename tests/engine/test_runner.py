@@ -2,15 +2,19 @@
 
 import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from course_lib import LLM, SamplingParams
+from course_lib.engine.batch import ScheduledRequest
 from course_lib.engine.block_pool import BlockPool
 from course_lib.engine.request import Request
+from course_lib.engine.runner import build_inputs
 from tests.checkpoints import random_model, save
 
 
@@ -50,6 +54,18 @@ def test_a_block_that_does_not_exist_is_named(directory: Path, wrong: int, backe
         llm.generate([list(range(11))], SamplingParams(max_tokens=3), use_tqdm=False)
     for tensor, copy in zip(llm.llm_engine.executor.kv_cache[0], before, strict=True):
         assert torch.equal(tensor, copy)  # nothing ran
+
+
+def test_a_step_has_the_same_types_in_every_thread() -> None:
+    """A server steps in a thread of its own, where numpy 2.1 promotes otherwise."""
+    request = Request("0", list(range(20)))
+    request.block_ids = [3, 1]
+    entries = [ScheduledRequest(request, 0, 20)]
+    with ThreadPoolExecutor(1) as thread:
+        inputs = thread.submit(build_inputs, entries, 16).result()
+    for array in (inputs.token_ids, inputs.positions, inputs.slot_mapping):
+        assert array.dtype == np.int64
+    assert inputs.slot_mapping.tolist() == [*range(48, 64), *range(16, 20)]
 
 
 @pytest.mark.gpu
