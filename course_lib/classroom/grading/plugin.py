@@ -169,6 +169,7 @@ _SIGNS = (
     (r"\[Errno 27\]|\[Errno 28\]", "it ran into the limit on files"),
     (r"\[Errno 13\]|\[Errno 30\]", "it tried to write where it may not"),
     (r"\[Errno 101\]|name resolution", "it tried to reach the network"),
+    (r"it was never reached", "it ended before it was asked"),
 )
 
 

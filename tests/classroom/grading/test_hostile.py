@@ -225,7 +225,12 @@ HOSTILE = {
         0,
         "limit on files",
     ),
-    "prints without end": Hostile("while True: print('x' * 100_000)\n", 0, "it printed more than"),
+    # Its output stops it, or fills its memory first.
+    "prints without end": Hostile(
+        "while True: print('x' * 100_000)\n",
+        0,
+        "it printed more than|its process ended itself|it ended before it was asked",
+    ),
     "reads the disk": Hostile(before(READS_DISK), 0, "it imports glob"),
     "writes elsewhere": Hostile(
         before(
@@ -325,7 +330,7 @@ def row_of(graded: Grading, student: str) -> Row:
 def test_it_gets_what_it_deserves_and_is_flagged(name: str, graded: Grading) -> None:
     hostile, row = HOSTILE[name], row_of(graded, name)
     assert [mark.points for mark in row.marks] == [hostile.points, hostile.also], row
-    assert hostile.flag in "\n".join(row.flags)
+    assert any(flag in "\n".join(row.flags) for flag in hostile.flag.split("|"))
 
 
 @pytest.mark.parametrize(
