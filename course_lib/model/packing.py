@@ -10,8 +10,8 @@ from torch import nn
 
 from course_lib.model.decoder import Decoder
 
-#: Tokens for which the tiles are chosen. They are right for any number; measured on an AVX-512 CPU,
-#: the choice makes no difference between 1 and 1,024.
+#: Tokens for which oneDNN chooses the tiles: those of a busy decode step. They are right, though
+#: maybe not the fastest, for any other number.
 EXPECTED_TOKENS = 64
 
 

@@ -31,7 +31,8 @@ struct bfloat16 {  // the upper half of a float
 
 // exp by 2^x = 2^n * 2^f with |f| <= 1/2: n goes into the exponent's bits, 2^f is a polynomial.
 // Unlike the library's exp it has no branches, so loops around it become vector instructions.
-// Its error is below 2e-7 of the value; at -87 and below it is about 1e-38 and not 0.
+// Measured over its range, its error is at most 4e-6 of the value, and 5e-7 for |x| < 5; at -87 and
+// below it is about 1e-38 and not 0.
 inline float fast_exp(float x) {
     float t = std::min(std::max(x, -87.0f), 88.0f) * 1.44269504f;
     float n = std::nearbyint(t), f = (t - n) * 0.693147181f;
