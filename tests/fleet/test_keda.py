@@ -144,6 +144,11 @@ def test_without_a_fallback_a_failure_moves_nothing_not_even_to_zero(clock):
     assert replicas_of(autoscaler, clock, 4, [40] + [{}] * 40) == [4] * 41
 
 
+def test_a_fallback_of_zero_replicas_lets_a_failure_pass_for_inactivity(clock):
+    autoscaler = keda(clock, NO_NULLS, fallback=Fallback(9, 0), initial_cooldown_period_s=60)
+    assert replicas_of(autoscaler, clock, 4, [{}] * 5) == [4, 4, 4, 4, 0]
+
+
 def test_at_zero_no_fallback_starts(clock):
     autoscaler = keda(clock, NO_NULLS, fallback=Fallback(1, 6))
     assert replicas_of(autoscaler, clock, 0, [{}] * 10) == [0] * 10
