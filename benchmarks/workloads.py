@@ -7,7 +7,7 @@ can use it.
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,6 +32,11 @@ class Workload:
     prompts: list[list[int]]
     output_tokens: list[int]
     shared_prefix: bool = False
+
+    def with_other_tokens(self, vocab_size: int) -> "Workload":
+        """The same lengths and the same sharing; what is cached of one is no use to the other."""
+        prompts = [[(token + 1) % vocab_size for token in prompt] for prompt in self.prompts]
+        return replace(self, prompts=prompts)
 
 
 def workloads(vocab_size: int, device: str, only: list[str]) -> list[Workload]:

@@ -36,7 +36,8 @@ from course_lib.engine.startup import phase
 from course_lib.model.attention import AttentionBackend, FunctionAttention, choose_backend
 from course_lib.model.config import CheckpointError, ModelConfig, read_json
 from course_lib.model.decoder import Decoder
-from course_lib.model.packing import can_pack, pack_weights
+from course_lib.model.ops import CPU_OPS
+from course_lib.model.packing import pack_weights
 from course_lib.model.tokenizer import Tokenizer
 from course_lib.model.weights import check_weights, fill_with_random_weights, load_weights
 from course_lib.validation import whole_number
@@ -137,7 +138,7 @@ class LLMEngine:
                 fill_with_random_weights(decoder)
             else:
                 load_weights(decoder, files)
-            if can_pack(self.dtype, self.device):
+            if self.attention.ops is CPU_OPS:
                 pack_weights(decoder)
         with phase("kv_cache"):
             if num_blocks is None:

@@ -6,6 +6,7 @@ has then belongs to the KV cache, as in vLLM.
 """
 
 import math
+import mmap
 import os
 
 import numpy as np
@@ -34,9 +35,11 @@ def make_kv_cache(decoder: Decoder, num_blocks: int, block_size: int) -> list[La
     weight = decoder.model.norm.weight
 
     def pages() -> torch.Tensor:
-        if weight.device.type == "cpu":  # where PyTorch would write the zeros, NumPy asks for them
-            zeros = np.zeros(math.prod(shape) * weight.dtype.itemsize, np.uint8)
-            return torch.from_numpy(zeros).view(weight.dtype).view(shape)
+        if weight.device.type == "cpu":  # where PyTorch would write the zeros, the system has them
+            memory = mmap.mmap(-1, math.prod(shape) * weight.dtype.itemsize)
+            if hasattr(mmap, "MADV_HUGEPAGE"):  # in large pieces, which are committed in less time
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            return torch.frombuffer(memory, dtype=weight.dtype).view(shape)
         return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
 
     return [(pages(), pages()) for _ in range(config.num_layers)]

@@ -68,16 +68,17 @@ class ModelRunner:
             return StepResult([])
         inputs = build_inputs(entries, self.block_size)
         _check_block_ids(inputs.metadata.block_tables, entries, self.num_blocks)
-        hidden = self._hidden(entries, inputs)
+        sampling = [index for index, entry in enumerate(entries) if entry.samples]
+        last_rows = inputs.metadata.query_start_loc[1:][sampling] - 1
+        every_row = not sampling or any(_wants_prompt_logprobs(entry) for entry in entries)
+        hidden = self._hidden(entries, inputs, None if every_row else last_rows)
         result = StepResult(
             sampled_token_ids=[[] for _ in entries],
             logprobs=[[] for _ in entries],
             prompt_logprobs=self._prompt_logprobs(entries, hidden, inputs),
         )
-        sampling = [index for index, entry in enumerate(entries) if entry.samples]
         if sampling:
-            if len(sampling) < len(hidden):
-                last_rows = inputs.metadata.query_start_loc[1:][sampling] - 1
+            if every_row:
                 hidden = hidden[self._to_device(last_rows)]
             logits = self.decoder.logits(hidden)
             tokens, logprobs = sample(logits, [entries[index].request for index in sampling])
@@ -86,8 +87,10 @@ class ModelRunner:
                 result.logprobs[index] = token_logprobs
         return result
 
-    def _hidden(self, entries: list[ScheduledRequest], inputs: HostInputs) -> torch.Tensor:
-        """Hidden states of the step's tokens, `[num_tokens, hidden_size]`."""
+    def _hidden(
+        self, entries: list[ScheduledRequest], inputs: HostInputs, rows: np.ndarray | None
+    ) -> torch.Tensor:
+        """Hidden states of the step's tokens, `[num_tokens, hidden_size]`, or of some `rows`."""
         if self.graphs is not None and all(e.num_tokens == 1 and e.samples for e in entries):
             return self.graphs.run(
                 inputs.token_ids,
@@ -95,12 +98,15 @@ class ModelRunner:
                 inputs.slot_mapping,
                 inputs.metadata.block_tables,
             )
+        if rows is not None and len(rows) == len(inputs.token_ids):
+            rows = None
         return self._forward(
             StepInputs(
                 token_ids=self._to_device(inputs.token_ids),
                 positions=self._to_device(inputs.positions),
                 slot_mapping=self._to_device(inputs.slot_mapping),
                 plan=self.attention.plan(inputs.metadata),
+                output_rows=None if rows is None else self._to_device(rows),
             )
         )
 
@@ -127,6 +133,10 @@ class ModelRunner:
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def _wants_prompt_logprobs(entry: ScheduledRequest) -> bool:
+    return entry.request.sampling_params.prompt_logprobs is not None
 
 
 def build_inputs(entries: list[ScheduledRequest], block_size: int) -> HostInputs:

@@ -104,9 +104,9 @@ class Keda:
     Every `polling_interval_s` the operator activates a fleet at zero when a trigger is active, and
     takes a fleet without an active trigger to zero once the cooldown has passed: directly from N,
     past the HPA's windows and rates. A trigger that fails keeps it from that, since to fail is not
-    to be inactive, unless the fallback is zero replicas. At zero the HPA is disabled, so no fallback
-    starts there. (Before pull request 6520 of 2025 the operator itself scaled to the fallback's
-    replicas, at the first failure.)
+    to be inactive, unless the fallback is zero replicas. At zero the HPA is disabled, so no
+    fallback starts there. (Before pull request 6520 of 2025 the operator itself scaled to the
+    fallback's replicas, at the first failure.)
 
     Source: keda.sh, "ScaledObject specification", and KEDA's own pkg/scaling/executor and
     pkg/fallback.

@@ -32,6 +32,8 @@ class StepInputs:
     positions: torch.Tensor  # [num_tokens] int64, each token's place in its own sequence
     slot_mapping: torch.Tensor  # [num_tokens] int64, its place in the KV cache
     plan: Any  # what the attention backend made of the block tables
+    #: [num_outputs] int64, the tokens whose hidden states are wanted; None for all
+    output_rows: torch.Tensor | None = None
 
 
 class RMSNorm(nn.Module):
@@ -111,8 +113,12 @@ class Attention(nn.Module):
         rope: torch.Tensor,
         cache: LayerCache,
         backend: AttentionBackend,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`[num_tokens, hidden_size]` in and out; writes this step's keys and values."""
+        """`[num_tokens, hidden_size]` in and out; writes this step's keys and values.
+
+        With `rows`, `[num_rows]`, the output is theirs only.
+        """
         # Written before it is read, so that requests of one step can share blocks.
         q = self.ops.rope_and_cache(
             self.qkv_proj(x),
@@ -127,7 +133,7 @@ class Attention(nn.Module):
         out = backend.attend(
             q, *cache, step.plan, scale=self.scale, sliding_window=self.sliding_window
         )
-        return self.o_proj(out.flatten(1))
+        return self.o_proj((out if rows is None else out[rows]).flatten(1))
 
 
 class MLP(nn.Module):
@@ -156,14 +162,20 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config, ops)
 
     def forward(
-        self, x: torch.Tensor, residual: torch.Tensor | None, *attention_inputs: Any
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        *attention_inputs: Any,
+        rows: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer's output, which the next one adds, and the residual stream before that.
 
-        Both are `[num_tokens, hidden_size]`; the rest goes to `Attention.forward`.
+        Both are `[num_tokens, hidden_size]`, or `[num_rows, hidden_size]` of the `rows` that are
+        wanted; the rest goes to `Attention.forward`.
         """
         x, residual = self.input_layernorm(x, residual)
-        x = self.self_attn(x, *attention_inputs)
+        x = self.self_attn(x, *attention_inputs, rows=rows)
+        residual = residual if rows is None else residual[rows]
         x, residual = self.post_attention_layernorm(x, residual)
         return self.mlp(x), residual
 
@@ -213,7 +225,10 @@ class Decoder(nn.Module):
     def forward(
         self, step: StepInputs, kv_cache: Sequence[LayerCache], backend: AttentionBackend
     ) -> torch.Tensor:
-        """Hidden states after the last norm, `[num_tokens, hidden_size]`.
+        """Hidden states after the last norm, `[num_tokens, hidden_size]`, or of `output_rows`.
+
+        Of the other tokens the last layer takes keys and values and nothing else: in a prefill that
+        saves most of a layer.
 
         Args:
             step: the tokens.
@@ -221,8 +236,10 @@ class Decoder(nn.Module):
             backend: computes attention; it has made the step's plan.
         """
         x, residual = self.model.embed_tokens(step.token_ids), None
+        last = self.model.layers[-1]
         for layer, cache in zip(self.model.layers, kv_cache, strict=True):
-            x, residual = layer(x, residual, step, self.rope, cache, backend)
+            rows = step.output_rows if layer is last else None
+            x, residual = layer(x, residual, step, self.rope, cache, backend, rows=rows)
         return self.model.norm(x, residual)[0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -3,24 +3,25 @@
     if why_not(torch.float32) is None:  # otherwise it says what they lack; use the references
         rms_norm(x, weight, eps, residual)
 
-`kernels.cpp` holds them and `build` compiles them. The tensors must be on the CPU, contiguous, and
-all float32 or all bfloat16; shapes are those of `kernels.paged_attention` and its neighbours.
-Nothing is checked here: the engine builds its tensors right, and `tests/kernels` compare.
+The `.cpp` files hold them, by the names of the Triton kernels, and `build` compiles them; `linear`
+has no Triton counterpart, since a GPU's own library is as fast. The tensors must be on the CPU,
+contiguous, and all float32 or all bfloat16; shapes are those of `kernels.paged_attention` and its
+neighbours. Nothing is checked here: the engine builds its tensors right, and `tests/kernels`
+compare.
 """
 
 import torch
+import torch.nn.functional as F
 
-from kernels.cpu.build import NotAvailableError, library
-
-_SUFFIX = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+from kernels.cpu.build import DTYPES, NotAvailableError, kernels, library
 
 
 def why_not(dtype: torch.dtype) -> str | None:
     """Why there are no kernels for this dtype here, or None. The first call may compile them."""
-    if dtype not in _SUFFIX:
-        return f"there are kernels for {', '.join(_SUFFIX.values())}, not for {dtype}"
+    if dtype not in DTYPES:
+        return f"there are kernels for {', '.join(DTYPES.values())}, not for {dtype}"
     try:
-        library()
+        kernels()
     except NotAvailableError as error:
         return str(error)
     return None
@@ -42,7 +43,7 @@ def paged_attention(
     out = torch.empty_like(q) if out is None else out
     num_heads, head_dim = q.shape[1:]
     block_size, num_kv_heads = k_cache.shape[1:3]
-    getattr(library(), f"attention_{_SUFFIX[q.dtype]}")(
+    kernels()["paged_attention", q.dtype](
         q.data_ptr(),
         k_cache.data_ptr(),
         v_cache.data_ptr(),
@@ -67,7 +68,7 @@ def rms_norm(
     """See `kernels.rms_norm.rms_norm`."""
     out = torch.empty_like(x)
     total = x if residual is None else torch.empty_like(x)
-    getattr(library(), f"rms_norm_{_SUFFIX[x.dtype]}")(
+    kernels()["rms_norm", x.dtype](
         x.data_ptr(), _pointer(residual), weight.data_ptr(), out.data_ptr(), total.data_ptr(),
         *x.shape, eps,
     )  # fmt: skip
@@ -78,7 +79,7 @@ def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """See `kernels.silu_and_mul.silu_and_mul`."""
     num_tokens, width = gate_up.shape
     out = gate_up.new_empty(num_tokens, width // 2)
-    function = getattr(library(), f"silu_and_mul_{_SUFFIX[gate_up.dtype]}")
+    function = kernels()["silu_and_mul", gate_up.dtype]
     function(gate_up.data_ptr(), out.data_ptr(), *out.shape)
     return out
 
@@ -99,12 +100,79 @@ def rope_and_cache(
     num_tokens = qkv.shape[0]
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     q = qkv.new_empty(num_tokens, num_heads, head_dim)
-    getattr(library(), f"rope_and_cache_{_SUFFIX[qkv.dtype]}")(
+    kernels()["rope_and_cache", qkv.dtype](
         qkv.data_ptr(), positions.data_ptr(), rope.data_ptr(), q.data_ptr(), k_cache.data_ptr(),
         v_cache.data_ptr(), slot_mapping.data_ptr(), _pointer(q_norm), _pointer(k_norm), eps,
         num_tokens, num_heads, num_kv_heads, head_dim,
     )  # fmt: skip
     return q
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """The weights of a linear layer in the order in which `linear` reads them.
+
+    Args:
+        weight: `[out_features, in_features]`; for bfloat16 `in_features` is even.
+    """
+    out_features, in_features = weight.shape
+    columns = library().panel_columns()
+    panels = weight.new_empty(-(-out_features // columns), in_features, columns)
+    function = kernels()["pack", weight.dtype]
+    function(weight.data_ptr(), panels.data_ptr(), in_features, out_features)
+    return panels
+
+
+def linear(
+    x: torch.Tensor, panels: torch.Tensor, out_features: int, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`x @ weight.T + bias` by the weights that `pack` has packed.
+
+    Args:
+        x: `[num_tokens, in_features]`.
+        panels: from `pack`.
+        out_features: rows of the weight.
+        bias: `[out_features]`.
+    """
+    num_tokens, in_features = x.shape
+    out = x.new_empty(num_tokens, out_features)
+    kernels()["linear", x.dtype](
+        x.data_ptr(), panels.data_ptr(), _pointer(bias), out.data_ptr(),
+        num_tokens, in_features, out_features,
+    )  # fmt: skip
+    return out
+
+
+def gates_beside(gate_up: torch.Tensor) -> torch.Tensor:
+    """The rows of a gated layer in the order in which `gated_linear` wants them packed.
+
+    Args:
+        gate_up: weights `[2 * out_features, in_features]` or biases `[2 * out_features]`, the gates
+            first.
+    """
+    half = library().panel_columns() // 2
+    padding = [0, 0] * (gate_up.ndim - 1) + [0, -len(gate_up) // 2 % half]
+    parts = [F.pad(part, padding).unflatten(0, (-1, half)) for part in gate_up.chunk(2)]
+    return torch.cat(parts, dim=1).flatten(0, 1)
+
+
+def gated_linear(
+    x: torch.Tensor, panels: torch.Tensor, out_features: int, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`silu(gate) * up` of a linear layer's two halves, without writing them to memory.
+
+    Args:
+        x: `[num_tokens, in_features]`.
+        panels: from `pack` of `gates_beside`.
+        out_features: rows of the gate.
+        bias: from `gates_beside`.
+    """
+    num_tokens, in_features = x.shape
+    out = x.new_empty(num_tokens, out_features)
+    kernels()["gated_linear", x.dtype](
+        x.data_ptr(), panels.data_ptr(), _pointer(bias), out.data_ptr(),
+        num_tokens, in_features, out_features,
+    )  # fmt: skip
+    return out
 
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:

@@ -1,7 +1,7 @@
-"""Compiles `kernels.cpp` for this machine's CPU the first time it is wanted, and loads it.
+"""Compiles the C++ files beside it for this machine's CPU when they are first wanted; loads them.
 
-All it takes is a C++ compiler, and a few seconds once: the result is kept in the user's cache.
-Where there is no compiler, or it fails, `library` says why and callers go on with PyTorch's
+All it takes is a C++ compiler with OpenMP, and a few seconds once: the result is kept in the user's
+cache. Where there is no compiler, or it fails, `kernels` says why and callers go on with PyTorch's
 operations.
 """
 
@@ -12,28 +12,31 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+import torch
+from tqdm import tqdm
 
-#: Sums may be added up in another order, so that they become vector instructions. Not -ffast-math:
-#: with it GCC changes how the whole process rounds tiny numbers.
-FLAGS = [
-    *("-O3", "-std=c++17", "-march=native", "-shared", "-fPIC"),
-    *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"),
-    *("-freciprocal-math", "-fno-math-errno"),
-]
+SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 
-#: Threads by OpenMP, from the library that PyTorch has loaded already; one thread without it.
-THREADS: tuple[list[str], ...] = (["-fopenmp"], [])
+#: Threads come from the OpenMP library that PyTorch has loaded already.
+FLAGS = ["-O3", "-std=c++17", "-march=native", "-fPIC", "-fopenmp"]
+
+#: Each kernel is there for these, under its name and the dtype's.
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
-    "attention": [_POINTER] * 7 + [_INT] * 6 + [_FLOAT, _INT],
+    "paged_attention": [_POINTER] * 7 + [_INT] * 6 + [_FLOAT, _INT],
     "rms_norm": [_POINTER] * 5 + [_INT] * 2 + [_FLOAT],
     "silu_and_mul": [_POINTER] * 2 + [_INT] * 2,
     "rope_and_cache": [_POINTER] * 9 + [_FLOAT] + [_INT] * 4,
+    "pack": [_POINTER] * 2 + [_INT] * 2,
+    "linear": [_POINTER] * 4 + [_INT] * 3,
+    "gated_linear": [_POINTER] * 4 + [_INT] * 3,
 }
 
 
@@ -46,21 +49,34 @@ def library() -> ctypes.CDLL:
     """The compiled kernels.
 
     Raises:
-        NotAvailableError: there is no C++ compiler, or it fails.
+        NotAvailableError: there are no sources or no C++ compiler, or it fails.
     """
+    if not SOURCES:
+        raise NotAvailableError(f"there are no C++ files in {Path(__file__).parent}")
     compiler = find_compiler()
     path = cache_dir() / f"kernels-{_fingerprint(compiler)}.so"
     if not path.exists():
         compile_to(path, compiler)
     try:
-        loaded = ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(path))
     except OSError as error:
         raise NotAvailableError(f"{path} cannot be loaded: {error}; remove it") from None
+
+
+@lru_cache(maxsize=1)
+def kernels() -> Mapping[tuple[str, torch.dtype], Callable[..., None]]:
+    """Each kernel by its name and dtype.
+
+    Raises:
+        NotAvailableError: as `library`.
+    """
+    found = {}
     for name, arguments in _ARGUMENTS.items():
-        for suffix in ("float32", "bfloat16"):
-            function = getattr(loaded, f"{name}_{suffix}")
+        for dtype, suffix in DTYPES.items():
+            function = getattr(library(), f"{name}_{suffix}")
             function.argtypes, function.restype = arguments, None
-    return loaded
+            found[name, dtype] = function
+    return found
 
 
 def find_compiler() -> str:
@@ -87,25 +103,40 @@ def compile_to(path: Path, compiler: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            output = Path(scratch) / path.name
-            for threads in THREADS:
-                command = [compiler, *FLAGS, *threads, str(SOURCE), "-o", str(output)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode == 0:
-                    output.replace(path)
-                    return
+            objects = [Path(scratch) / f"{source.stem}.o" for source in SOURCES]
+            running = [
+                _start([compiler, *FLAGS, "-c", str(source), "-o", str(target)])
+                for source, target in zip(SOURCES, objects, strict=True)
+            ]
+            for process in tqdm(running, "compiling the CPU kernels, once", disable=None):
+                _finish(process)
+            made = Path(scratch) / path.name
+            _finish(_start([compiler, *FLAGS, "-shared", *map(str, objects), "-o", str(made)]))
+            made.replace(path)
     except OSError as error:
         raise NotAvailableError(f"the kernels cannot be compiled to {path}: {error}") from None
-    raise NotAvailableError(f"{compiler} fails on {SOURCE.name}: {done.stderr[-500:]}")
+
+
+def _start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
+
+
+def _finish(process: subprocess.Popen[str]) -> None:
+    _, words = process.communicate()
+    if process.returncode:
+        raise NotAvailableError(f"the compiler fails on the kernels: {words[-500:]}")
 
 
 def _fingerprint(compiler: str) -> str:
-    """Changes when the result would: with the source, the flags, the compiler and the CPU."""
+    """Changes when the result would: with the sources, the flags, the compiler and the CPU."""
     stat = Path(compiler).resolve().stat()
     cpu = platform.processor() + platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         lines = info.read_text().splitlines()
         cpu += next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    parts = (SOURCE.read_text(), str(FLAGS), f"{stat.st_size} {stat.st_mtime_ns}", cpu)
+    sources = [path.read_text() for path in (*SOURCES, *HEADERS)]
+    parts = (*sources, str(FLAGS), f"{stat.st_size} {stat.st_mtime_ns}", cpu)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

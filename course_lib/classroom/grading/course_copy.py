@@ -41,16 +41,23 @@ def visible_data() -> list[Path]:
 
 
 def copy_course(folder: Path) -> Path:
-    """Write the course without its oracles, and its bytecode: where it is used it is read-only."""
+    """Write the course without its oracles, and its bytecode: where it is used it is read-only.
+
+    Without the C++ sources too: they would be compiled for each exercise anew, and they hold an
+    attention that is no answer. PyTorch's operations take their place.
+    """
     classroom = _ROOT / "course_lib" / "classroom"
+
+    def left_out(at: str, names: list[str]) -> list[str]:
+        paths = [Path(at, name) for name in names]
+        return [
+            path.name
+            for path in paths
+            if path.name == "__pycache__" or path.suffix == ".cpp" or path == classroom
+        ]
+
     for package in ("course_lib", "kernels"):
-        shutil.copytree(
-            _ROOT / package,
-            folder / package,
-            ignore=lambda at, names: [
-                name for name in names if name == "__pycache__" or Path(at, name) == classroom
-            ],
-        )
+        shutil.copytree(_ROOT / package, folder / package, ignore=left_out)
     for name, source in CLASSROOM.items():
         target = folder / "course_lib" / "classroom" / name
         target.parent.mkdir(parents=True, exist_ok=True)
