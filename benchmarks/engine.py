@@ -202,6 +202,7 @@ def main(
                 add_ceiling(new, folder, bandwidth)
             rows += new
             lines += ratios(new)
+            print_table(console, f"{name}, {dtype}", ratios(new) or new)
     print_table(console, "medians: output tokens/s, seconds to the first token, GiB", rows)
     if lines:
         print_table(console, "this engine over its peers; above 1 it is better", lines)
