@@ -24,14 +24,11 @@ COPY course_lib course_lib
 RUN pip install -c constraints.txt -e ".[serve]"
 
 FROM python:${PYTHON}-slim-bookworm
-ARG DEVICE=cpu
-# On a GPU, Triton builds its launchers with a C compiler.
+# On a CPU the engine compiles its kernels for that very CPU; on a GPU, Triton builds its launchers.
 # hadolint ignore=DL3008
-RUN if [ "${DEVICE}" != cpu ]; then \
-        apt-get update && \
-        apt-get install -y --no-install-recommends gcc libc6-dev && \
-        rm -rf /var/lib/apt/lists/*; \
-    fi && \
+RUN apt-get update && \
+    apt-get install -y --no-install-recommends g++ libc6-dev && \
+    rm -rf /var/lib/apt/lists/* && \
     useradd --uid 10001 --create-home server
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app

@@ -59,10 +59,12 @@ format: $(STAMP)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-# One thread: on a busy machine two that wait for each other make the kept timings meaningless.
+# One thread: on a busy machine two that wait for each other make the kept timings meaningless. All of
+# them begin with no part and no points, and run in the order of the course.
 solutions: export OMP_NUM_THREADS ?= 1
 solutions: export COURSE_PARTS_DIR := $(abspath $(VENV))/parts
 solutions: $(STAMP)
+	$(if $(filter file,$(origin NOTEBOOK)),rm -rf "$$COURSE_PARTS_DIR")
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $(NOTEBOOK)
 
 labs: $(STAMP)

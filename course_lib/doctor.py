@@ -41,6 +41,7 @@ def examine() -> list[Finding]:
         Finding("Python", f"{platform.python_version()} on {platform.system()}", _python_ok()),
         _device(),
         _triton(),
+        _cpu_kernels(),
     ]
     for package in _REQUIRED:
         found = _version(package)
@@ -103,3 +104,16 @@ def _triton() -> Finding:
 
     mode = "compiled" if torch.cuda.is_available() else "interpreter (no GPU)"
     return Finding("triton", f"{found}, {mode}")
+
+
+def _cpu_kernels() -> Finding:
+    if importlib.util.find_spec("torch") is None:
+        return Finding("CPU kernels", "unknown, PyTorch is missing", None)
+    import torch
+
+    from kernels import cpu
+
+    reason = cpu.why_not(torch.float32)
+    if reason is None:
+        return Finding("CPU kernels", "compiled for this CPU")
+    return Finding("CPU kernels", "not there", None, f"PyTorch's serve, more slowly; {reason}")

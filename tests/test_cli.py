@@ -17,7 +17,7 @@ runner = CliRunner()
 def test_doctor_names_device_versions_and_models() -> None:
     result = runner.invoke(app, ["doctor"], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
-    for part in ("Python", "device", "triton", "torch", "merchant-chat"):
+    for part in ("Python", "device", "triton", "CPU kernels", "torch", "merchant-chat"):
         assert part in result.output
 
 

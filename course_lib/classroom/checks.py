@@ -13,11 +13,14 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 import numpy as np
+from IPython import get_ipython
+from IPython.display import display
+from matplotlib.figure import Figure
 
 from course_lib.classroom.ownership import NotYourOwn, check_is_own, reference_blocked
 from course_lib.classroom.parts import is_own, load_file, load_object, save_part
@@ -28,11 +31,20 @@ TIME_LIMIT_S = 60
 
 
 class Mismatch(Exception):
-    """Raised by an oracle: where the answer first differs, and optionally a hint that fits."""
+    """Raised by an oracle: where the answer first differs.
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    Args:
+        message: says so.
+        hint: that fits.
+        picture: draws it, where a picture says it better.
+    """
+
+    def __init__(
+        self, message: str, hint: str | None = None, picture: Callable[[], Figure] | None = None
+    ) -> None:
         super().__init__(message)
         self.hint = hint
+        self.picture = picture
 
 
 class NoAnswer(Exception):
@@ -79,11 +91,13 @@ class Verdict:
         outcome: full points for "passed", none for the others.
         message: for the student; empty if there is nothing to mend.
         error: that the answer raised.
+        picture: draws the first difference.
     """
 
     outcome: Literal["passed", "unsolved", "wrong", "not your own"]
     message: str = ""
     error: BaseException | None = None
+    picture: Callable[[], Figure] | None = None
 
 
 def find_exercise(exercise_id: str) -> Exercise:
@@ -129,6 +143,9 @@ def check(exercise_id: str, answer: Any, *, seed: int | None = None) -> float:
             print(f"The notebook goes on with {_whose(exercise.part)} {exercise.part}.")
         return 0.0
     if verdict.outcome != "passed":
+        if verdict.picture is not None and get_ipython() is not None:
+            with suppress(Exception):  # drawn from what came back, whatever that is
+                display(verdict.picture())
         raise CheckFailed(verdict.message) from verdict.error
     print(f"Exercise {exercise.id} passed. {exercise.points} of {exercise.points} points.")
     note_points(exercise.id, exercise.points)
@@ -150,7 +167,8 @@ def assess(exercise: Exercise, answer: Any, seed: int) -> Verdict:
     except NotYourOwn as error:
         return Verdict("not your own", f"Exercise {exercise.id}: {error}")
     except Mismatch as error:
-        return Verdict("wrong", _failure(exercise, str(error), error.hint, seed))
+        message = _failure(exercise, str(error), error.hint, seed)
+        return Verdict("wrong", message, picture=error.picture)
     except (Exception, SystemExit) as error:
         return Verdict("wrong", _failure(exercise, _describe(error), None, seed), error)
     return Verdict("passed")

@@ -3,7 +3,8 @@
     steps = watch(make_autoscaler)
 
 Where the program `prometheus` is not installed, the metrics are those of a recording, and the
-autoscaler decides on them as it would have then. The recording was made by
+autoscaler decides on them as it would have then. The servers run the shipped model, as they did
+when the recording was made, whatever `COURSE_MODEL` says. It was made by
 
     python -m course_lib.classroom.real_fleet
 """

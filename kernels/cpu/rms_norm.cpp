@@ -7,7 +7,7 @@ namespace {
 template <typename T>
 void rms_norm(const T *x, const T *residual, const T *weight, T *out, T *total, int64_t num_tokens,
               int64_t size, float eps) {
-#pragma omp parallel for
+#pragma omp parallel for if (num_tokens > 1)  // to wake threads for one costs more
     for (int64_t start = 0; start < num_tokens * size; start += size) {
         const T *row = x + start;
         if (residual != nullptr) {

@@ -24,7 +24,7 @@ void rope_and_cache(const T *qkv, const int64_t *positions, const float *rope, T
                     T *v_cache, const int64_t *slots, const T *q_norm, const T *k_norm, float eps,
                     int64_t num_tokens, int64_t heads, int64_t kv_heads, int64_t head_dim) {
     const int64_t half = head_dim / 2, all_heads = heads + 2 * kv_heads;
-#pragma omp parallel
+#pragma omp parallel if (num_tokens > 1)  // to wake threads for one costs more
     {
         std::vector<T> normal(head_dim);
 #pragma omp for

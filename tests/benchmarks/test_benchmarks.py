@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels import cpu
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -41,6 +43,14 @@ def test_the_benchmark_of_steps_prints_those_of_a_small_shape() -> None:
         assert words in result.stdout
 
 
+@pytest.mark.skipif(cpu.why_not(torch.float32) is not None, reason="times the kernels in C++")
+def test_the_benchmark_of_operations_prints_the_parts_of_each_workload() -> None:
+    result = run("benchmarks/operations.py", "--shape", "merchant-chat")
+    assert result.returncode == 0, result.stderr
+    for words in ("W1", "W2", "W3", "paged_attention", "gated_linear", "forward, the rest"):
+        assert words in result.stdout
+
+
 def test_the_benchmark_of_the_scheduler_prints_its_times() -> None:
     result = run("benchmarks/scheduler.py", "--alone")
     assert result.returncode == 0, result.stderr
@@ -61,7 +71,8 @@ def test_without_a_gpu_the_benchmarks_that_need_one_say_so() -> None:
 
 def test_an_unknown_shape_is_refused_with_the_known_ones() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for script in ("engine", "steps"):
-        result = run(f"benchmarks/{script}.py", "--device", device, "--shape", "gpt-5")
+    for script in ("engine", "steps", "operations"):
+        options = [] if script == "operations" else ["--device", device]
+        result = run(f"benchmarks/{script}.py", *options, "--shape", "gpt-5")
         assert result.returncode == 1
         assert "qwen3-0.6b, llama-3-8b, tiny, m120" in result.stdout

@@ -73,4 +73,4 @@ def test_times_stand_beside_what_the_bandwidth_allows(measured):
     (ax,) = figure.axes
     assert [line.get_label() for line in ax.lines] == [*floors, *measured]
     assert list(ax.lines[0].get_ydata()) == [5.0, 20.0]
-    assert ax.get_ylabel() == "µs" and "Nothing measured." in figure.get_supxlabel()
+    assert ax.get_ylabel() == "time (µs)" and "Nothing measured." in figure.get_supxlabel()

@@ -50,8 +50,8 @@ def legend(ax):
 def test_back_pressure_has_a_panel_a_run_on_one_scale():
     figure = plot_back_pressure({"open": OPEN, "bounded": BOUNDED})
     open_door, bounded = figure.axes
-    assert open_door.get_title(loc="left") == "open, p95 3.8 s"
-    assert bounded.get_title(loc="left") == "bounded, p95 0.39 s"
+    assert open_door.get_title(loc="left") == "open: TTFT p95 3.8 s"
+    assert bounded.get_title(loc="left") == "bounded: TTFT p95 0.39 s"
     assert legend(open_door) == ["served (3)"]
     assert legend(bounded) == ["served (2)", "refused (2)"]
     assert open_door.get_ylim() == bounded.get_ylim()

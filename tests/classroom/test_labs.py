@@ -98,3 +98,22 @@ def _credit(path: Path, answers: dict[str, object]) -> dict[str, float]:
 
 def _sources(notebook: nbformat.NotebookNode) -> list[str]:
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+SOLUTIONS = sorted((ROOT / "solutions").rglob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_the_recorded_dashboard_is_of_somebody_who_has_come_this_far(path: Path) -> None:
+    """The exercises up to this notebook are solved, and none behind it."""
+    marks: dict[str, str] = {}
+    for cell in nbformat.read(path, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            html = str(output.get("data", {}).get("text/html", ""))
+            if "Points so far" in html:
+                marks = dict(re.findall(r"([A-C]\d\.\d) ([✓–])", html))
+    assert marks, "the last cell shows the dashboard"
+    solved = [exercise for exercise in marks if exercise[:2].lower() <= path.stem[:2]]
+    if path.stem.startswith("00"):
+        solved = []
+    assert [exercise for exercise, mark in marks.items() if mark == "✓"] == solved

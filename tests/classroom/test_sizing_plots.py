@@ -52,7 +52,7 @@ def test_a_plan_is_framed_in_the_heat_map_and_its_memory_drawn_up_to_the_total()
     assert ends == pytest.approx([140.0, 150.737, 173.348], abs=0.001)
     assert bar.get_title(loc="left") == "70B: 173 GB, 3 x H100_80GB"
     assert [line.get_xdata()[0] for line in bar.lines] == [76, 152, 228]
-    assert bar.get_xlabel() == "GB"
+    assert bar.get_xlabel() == "memory (GB)"
 
 
 def test_memory_over_context_is_drawn_against_gpus_up_to_the_largest_need():
@@ -63,7 +63,7 @@ def test_memory_over_context_is_drawn_against_gpus_up_to_the_largest_need():
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1K", "4K", "128K"]
     assert texts(ax) == [f"{2**power} x H100_80GB" for power in range(6)]
     assert list(ax.lines[2].get_ydata()) == [need.total_with_overhead_gb for need in needs]
-    assert (ax.get_xscale(), ax.get_yscale(), ax.get_ylabel()) == ("log", "log", "GB")
+    assert (ax.get_xscale(), ax.get_yscale(), ax.get_ylabel()) == ("log", "log", "memory (GB)")
 
 
 def test_slices_are_drawn_with_the_replicas_that_fit():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_lib import LLM, SamplingParams
+from course_lib import LLM, SamplingParams, doctor
 from kernels import cpu
 from kernels.cpu import build
 from kernels.rope_and_cache import rope_and_cache_reference
@@ -178,6 +178,8 @@ def test_without_a_compiler_the_engine_says_the_same(
     forget()
     assert cpu.why_not(torch.float32) == ("there is no C++ compiler: install g++ or clang++")
     assert tokens_of(model) == ("TORCH_SDPA", expected)
+    [finding] = [f for f in doctor.examine() if f.name == "CPU kernels"]
+    assert finding.value == "not there" and "install g++ or clang++" in finding.hint
     with pytest.raises(ValueError, match=r"CPU_ATTN cannot run here: there is no C\+\+ compiler"):
         LLM(model, attention_backend="CPU_ATTN")
 
@@ -211,6 +213,51 @@ def test_they_are_compiled_once(
     monkeypatch.setattr(build, "FLAGS", [*build.FLAGS, "-DANOTHER"])
     build.library()
     assert len(list((tmp_path / "gpu-serving-labs").iterdir())) == 2
+
+
+#: Vectors of 4 and 8 floats, and 16 without instructions for bfloat16: other machines' code paths.
+MACHINES = ["x86-64", "x86-64-v3", "x86-64-v4"]
+
+
+def can_run(machine: str) -> bool:
+    """Whether this CPU has the instructions of that level."""
+    wanted = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512vl"}[machine]
+    info = Path("/proc/cpuinfo")
+    return info.exists() and f" {wanted} " in info.read_text()
+
+
+@compiled
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", MACHINES)
+def test_on_a_machine_with_other_vectors(
+    machine: str, forgetful: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not can_run(machine):
+        pytest.skip(f"this CPU has no instructions of {machine}")
+    flags = [flag for flag in build.FLAGS if not flag.startswith("-march")]
+    monkeypatch.setattr(build, "FLAGS", [*flags, f"-march={machine}"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cpu.why_not(torch.float32) is None
+    columns = {"x86-64": 16, "x86-64-v3": 16, "x86-64-v4": 64}
+    assert build.library().panel_columns() == columns[machine]
+    for dtype in DTYPES:
+        for head_dim in (64, 128, 20):
+            for lens in ([(1, 300), (1, 5)], [(40, 3), (3, 250)]):
+                check_attention(
+                    make_case(
+                        lens, num_kv_heads=2, queries_per_kv=3, head_dim=head_dim, dtype=dtype,
+                        poison=NAN, sliding_window=None if head_dim == 64 else 50,
+                    )
+                )  # fmt: skip
+        test_rms_norm(3, 77, True, dtype)
+        test_silu_and_mul(dtype)
+        for num_tokens in (1, 5, 97):
+            x, weight = randn(num_tokens, 130, dtype=dtype), randn(70, 130, dtype=dtype, seed=1)
+            got = cpu.linear(x, cpu.pack(weight), 70)
+            assert_accurate(got, x.double() @ weight.double().T)
+            got = cpu.gated_linear(x, cpu.pack(cpu.gates_beside(weight)), 35)
+            gate, up = (x.double() @ weight.double().T).chunk(2, dim=-1)
+            assert_accurate(got, F.silu(gate) * up)
 
 
 def test_there_are_no_kernels_for_other_dtypes() -> None:

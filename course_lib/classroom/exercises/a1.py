@@ -4,9 +4,13 @@ import heapq
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from course_lib.classroom.checks import Exercise, Mismatch, compare
+from course_lib.classroom.plots.differences import plot_schedules
 from course_lib.classroom.stands import SchedulerStand, stand_beside
 from course_lib.engine.scheduler_base import SchedulerBase
 from course_lib.sizing.batching import SlotUsage
@@ -177,6 +181,7 @@ def _run_scenario(
         if reuse and rng.random() < 0.7:
             prompt = beginning + prompt
         arrivals[f"r{index}"] = (rng.randint(0, last_arrival), prompt, rng.randint(1, 16))
+    history: list[dict[str, tuple[int, int]]] = []
     limits = f"max_num_seqs={seqs}, max_num_batched_tokens={budget}, {blocks} blocks"
     for step in range(1000):
         for index, (name, (at, prompt, max_tokens)) in enumerate(arrivals.items()):
@@ -191,7 +196,15 @@ def _run_scenario(
         was_running = {account.name for account in oracle.running}
         shares, preempted = oracle.step()
         where = f"step {step} ({limits})"
-        _compare_batch(scheduler.schedule(), shares, preempted, was_running, where)
+        batch = scheduler.schedule()
+        try:
+            _compare_batch(batch, shares, preempted, was_running, where)
+        except Mismatch as mismatch:
+            if isinstance(batch, dict):
+                prompts = {name: len(prompt) for name, (_, prompt, _) in arrivals.items()}
+                mismatch.picture = partial(_draw, history, shares, batch, prompts)
+            raise
+        history.append(shares)
         known = {account.name: account.known for account in oracle.running}
         sampled = [
             [rng.randrange(100)] if start + count == known[name] else []
@@ -206,6 +219,19 @@ def _run_scenario(
             )
 
 
+def _draw(
+    history: list[dict[str, tuple[int, int]]],
+    shares: dict[str, tuple[int, int]],
+    batch: dict[str, Any],
+    prompts: dict[str, int],
+) -> Figure:
+    return plot_schedules(history, shares, _shares_in(batch), prompts)
+
+
+def _shares_in(batch: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    return {name: (start, count) for name, start, count, _ in batch["shares"]}
+
+
 def _compare_batch(
     batch: Any,
     shares: dict[str, tuple[int, int]],
@@ -218,7 +244,7 @@ def _compare_batch(
             f"{where}: schedule() returned {batch!r}",
             "End with `return self.make_batch(scheduled, preempted)`.",
         )
-    got = {name: (start, count) for name, start, count, _ in batch["shares"]}
+    got = _shares_in(batch)
     got_preempted = batch["preempted"]
     if got_preempted != preempted:
         raise Mismatch(

@@ -9,9 +9,13 @@ import random
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
+from matplotlib.figure import Figure
+
 from course_lib.classroom.checks import Mismatch, compare
+from course_lib.classroom.plots.differences import plot_pool
 from course_lib.classroom.stands import BlockPoolStand, stand_beside
 from course_lib.engine.request import Request
 
@@ -276,7 +280,26 @@ class _Game:
 
     def _differs(self, what: str, hint: str | None) -> NoReturn:
         calls = self.log if len(self.log) <= 14 else ["...", *self.log[-14:]]
-        raise Mismatch(f"{what}\nCalls before, with {self.setting}: {'; '.join(calls)}", hint)
+        message = f"{what}\nCalls before, with {self.setting}: {'; '.join(calls)}"
+        raise Mismatch(message, hint, self._picture())
+
+    def _picture(self) -> Callable[[], Figure]:
+        """Of the pool as it is now: the blocks by the rules, the tables as they came."""
+        model, size = self.model, self.block_size
+        contents = {block: tokens[-size:] for block, (_, _, tokens) in model.content_of.items()}
+        for request in self.requests.values():
+            for index, block in enumerate(request.block_ids):
+                tokens = request.token_ids[: request.num_computed_tokens]
+                contents.setdefault(block, tuple(tokens[index * size : (index + 1) * size]))
+        return partial(
+            plot_pool,
+            {block: "".join(map(str, tokens)) for block, tokens in contents.items()},
+            {block: list(who) for block, who in model.owners.items()},
+            list(model.cached_free),
+            model.num_blocks,
+            {name: list(request.block_ids) for name, request in self.requests.items()},
+            self.log[-1] if self.log else "it was made",
+        )
 
     def _why_other_hits(self, request: Request, got: list[int], expected: list[int]) -> str:
         most = (request.num_tokens - 1) // self.block_size

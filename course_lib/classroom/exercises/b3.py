@@ -299,14 +299,14 @@ EXERCISES = (
         off_limits=_ENGINES_OWN,
         hints=(
             "A loop over the blocks of the request, `for i in range(0, tl.cdiv(context_len, "
-            "BLOCK_SIZE))`, with B3.1 inside. Three things are carried: largest, total, mean.",
+            "BLOCK_SIZE))`, with B3.1 inside. Three things are carried: largest, total, acc.",
             "The number of block i is tl.load(block_tables + request * max_blocks + i). Slot s of "
             "it holds the token i * BLOCK_SIZE + s of the context.",
             "new_largest = tl.maximum(largest, tl.max(scores, axis=0)). What was summed so far "
-            "was measured against the old one: multiply total and mean by "
+            "was measured against the old one: multiply total and acc by "
             "tl.exp(largest - new_largest), then add this block's.",
-            "Begin with largest = float('-inf'), total = 0.0 and mean = tl.zeros([PADDED_DIM], "
-            "tl.float32). Divide once, after the loop: mean / total.",
+            "Begin with largest = float('-inf'), total = 0.0 and acc = tl.zeros([PADDED_DIM], "
+            "tl.float32). Divide once, after the loop: acc / total.",
         ),
     ),
     Exercise(

@@ -29,6 +29,7 @@ class Mark:
             graded" if grading itself failed.
         message: for the student.
         seconds: that it took.
+        picture: of the first difference, a PNG in base64; empty if there is none.
     """
 
     exercise: str
@@ -38,6 +39,7 @@ class Mark:
     outcome: str
     message: str = ""
     seconds: float = 0.0
+    picture: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ notebook. nbval runs the cells. When it reaches the one that serves the answer, 
 the oracle's questions to it. What comes out is written to `results.jsonl` as it falls.
 """
 
+import base64
+import io
 import json
 import re
 import threading
@@ -102,6 +104,7 @@ def pytest_runtest_call(item: Any) -> Iterator[None]:
             exercise=exercise,
             outcome=verdict.outcome,
             message=_cut(verdict.message),
+            picture=_drawn(verdict),
             flags=list(dict.fromkeys([*flags, *suspicions(_answer_source(item))])),
         )
     if error is not None:
@@ -181,6 +184,18 @@ def _flags(printed: str, told: str, timed_out: bool) -> list[str]:
     if timed_out or "did not end within" in told:
         flags.append("it did not end in time")
     return flags
+
+
+def _drawn(verdict: Verdict) -> str:
+    """The picture as PNG in base64. It is drawn from what a student's code gave, so it may fail."""
+    if verdict.picture is None:
+        return ""
+    png = io.BytesIO()
+    try:
+        verdict.picture().savefig(png, format="png", dpi=80)
+    except Exception:
+        return ""
+    return base64.b64encode(png.getvalue()).decode()
 
 
 def _cut(message: str, at_most: int = 6000) -> str:

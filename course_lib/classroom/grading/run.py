@@ -240,9 +240,17 @@ def _ran(
             }
         seconds = sum(r["seconds"] for r in cells.values() if r["exercise"] == exercise)
         points = task.points if found["outcome"] == "passed" else 0.0
-        outcome, message = found["outcome"], found["message"]
         marks.append(
-            Mark(exercise, task.check_id, points, task.points, outcome, message, round(seconds, 2))
+            Mark(
+                exercise,
+                task.check_id,
+                points,
+                task.points,
+                found["outcome"],
+                found["message"],
+                round(seconds, 2),
+                found.get("picture", ""),
+            )
         )
         flags += [f"{exercise}: {flag}" for flag in found["flags"]]
     return tuple(marks), flags, cells

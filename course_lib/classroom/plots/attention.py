@@ -221,7 +221,7 @@ def plot_decode_times(
             ax.plot(list(series), list(series.values()), "o-", color=color, lw=2, label=name)
         _context_axis(ax, sorted({context for series in lines for context in series}))
         ax.set_yscale("log")
-        ax.set_ylabel("µs")
+        ax.set_ylabel("time (µs)")
         ax.set_title(title)
         figure.legend(loc="outside right upper", fontsize=9)
         caption(figure, f"Both axes are logarithmic, lower is better. {note}")

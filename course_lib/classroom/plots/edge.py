@@ -124,6 +124,7 @@ def plot_back_pressure(reports: Mapping[str, LoadReport]) -> Figure:
         raise ValueError("a report has no requests; there is nothing to draw")
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(reports), sharey=True, figsize=(8.4, 3.8), squeeze=False)
+        some_refused = False
         for ax, (name, report) in zip(axes[0], reports.items(), strict=True):
             served = [(r.start_s, r.ttft_s) for r in report.served]
             refused = [r.start_s for r in report.records if r.outcome == "refused"]
@@ -132,19 +133,21 @@ def plot_back_pressure(reports: Mapping[str, LoadReport]) -> Figure:
                 label = f"served ({len(served)})"
                 ax.scatter(times, ttfts, s=14, color=COLORS["prefill"], linewidths=0, label=label)
             if refused:
+                some_refused = True
                 ax.plot(
                     refused,
-                    [0.02] * len(refused),
+                    [-0.03] * len(refused),
                     "x",
                     color=COLORS["accent"],
                     markersize=5,
+                    clip_on=False,
                     transform=ax.get_xaxis_transform(),
                     label=f"refused ({len(refused)})",
                 )
             slo_s = report.slo.ttft_s
             ax.axhline(slo_s, color=COLORS["queue"], linewidth=1, linestyle="--")
             found = report.latency["ttft"]
-            p95 = "" if found is None else f", p95 {found.p95:.2g} s"
+            p95 = "" if found is None else f": TTFT p95 {found.p95:.2g} s"
             ax.set_title(f"{name}{p95}")
             ax.set_xlabel("time at which it was sent (s)")
             ax.legend(loc="upper left")
@@ -152,7 +155,8 @@ def plot_back_pressure(reports: Mapping[str, LoadReport]) -> Figure:
         axes[0][0].set_ylabel("time to first token (s)")
         caption(
             figure,
-            f"Dashed: the objective, {slo_s:g} s. Crosses at the bottom were refused at once.",
+            f"Dashed: the objective, {slo_s:g} s."
+            + (" Crosses below the axis: refused at once." if some_refused else ""),
         )
         plt.close(figure)
     return figure

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from course_lib.classroom.plots.style import COLORS, REPLY_COLORS, caption, stacked_figure
-from course_lib.classroom.plots.time_axis import duration, label_time_axis
+from course_lib.classroom.plots.time_axis import label_time_axis
 from course_lib.fleet.results import SimulationResult
 
 #: Of replicas, in every plot. Yellow is what is paid and serves nobody yet.
@@ -89,7 +89,7 @@ def plot_signals(
     title: str = "Which signal tells?",
     window_s: tuple[float, float] | None = None,
 ) -> Figure:
-    """Draw GPU duty cycle and CPU percent above queue depth and TTFT: when does each one react?
+    """Draw GPU utilization and CPU percent above queue depth and TTFT: when does each one react?
 
     Args:
         result: of a simulation.
@@ -106,7 +106,7 @@ def plot_signals(
         gpu, cpu, queue, ttft = panels
         times = timeline.time_s
         gpu.plot(times, 100 * timeline.gpu_utilization, color=REPLY_COLORS[3])
-        gpu.set_title("GPU duty cycle, as DCGM_FI_DEV_GPU_UTIL reports it")
+        gpu.set_title("GPU utilization (DCGM_FI_DEV_GPU_UTIL)")
         cpu.plot(times, 100 * timeline.cpu_utilization, color=REPLY_COLORS[4])
         cpu.set_title("CPU")
         for ax in (gpu, cpu):
@@ -122,7 +122,7 @@ def plot_signals(
         caption(
             figure,
             "Shaded: users wait longer than the objective. A signal is of use if it is high there "
-            "and low elsewhere.\nThe duty cycle is the share of the time in which a kernel ran, "
+            "and low elsewhere.\nGPU utilization is the share of the time in which a kernel ran, "
             "be it for one request or for a hundred.",
         )
     return figure
@@ -147,7 +147,8 @@ def draw_arrivals(ax: Axes, requests: pd.DataFrame, start_s: float, end_s: float
     counts, edges = np.histogram(requests.arrival_s, bins=_BINS, range=(start_s, end_s))
     width_s = (end_s - start_s) / _BINS
     ax.stairs(counts / width_s, edges, fill=True, color=COLORS["prefill"], alpha=0.75)
-    ax.set_title(f"Arrivals: {counts.sum():,} requests")
+    some = "" if counts.sum() == len(requests) else f" of {len(requests):,}"
+    ax.set_title(f"Arrivals: {counts.sum():,}{some} requests")
     ax.set_ylabel("requests/s")
 
 
@@ -198,7 +199,7 @@ def _draw_kv_cache(ax: Axes, timeline: pd.DataFrame) -> None:
 def _draw_ttft(ax: Axes, timeline: pd.DataFrame, slo_s: float | None) -> None:
     seconds = _ttft_s(timeline)
     ax.plot(timeline.time_s, seconds, color=COLORS["prefill"], linewidth=1.2)
-    worst = f": up to {duration(seconds.max())}" if seconds.notna().any() else ""
+    worst = f": up to {seconds.max():,.3g} s" if seconds.notna().any() else ""
     ax.set_title(f"Time to first token, p95{worst}")
     ax.set_ylabel("s")
     ax.set_yscale("log")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from course_lib.classroom.plots.fleet import STATE_COLORS
 from course_lib.classroom.plots.style import COLORS, STYLE, caption
-from course_lib.classroom.plots.time_axis import clock_time, duration, label_time_axis
+from course_lib.classroom.plots.time_axis import clock_time, label_time_axis
 
 
 def plot_forecast(
@@ -52,7 +52,7 @@ def plot_forecast(
         ax.stairs(forecast, edges, color=COLORS["prefill"], linewidth=1.6, label="expected")
         ax.axvspan(
             at_s, at_s + ready_time_s, color=STATE_COLORS["loading"], alpha=0.5, linewidth=0,
-            label=f"a start at {clock_time(at_s)}\nloads for {duration(ready_time_s)}",
+            label=f"a start at {clock_time(at_s)}\nloads for {ready_time_s:,.0f} s",
         )  # fmt: skip
         ax.hlines(
             highest, at_s, at_s + ready_time_s, color=COLORS["accent"], linewidth=2.5,
@@ -63,6 +63,10 @@ def plot_forecast(
         ax.set_title(title)
         label_time_axis(ax, *(window_s or (0.0, end_s)))
         figure.legend(loc="outside right center", fontsize=9, handlelength=1.4)
-        caption(figure, "A replica that is started now has to serve what is expected until then.")
+        caption(
+            figure,
+            f"Yellow: a replica that is started at {clock_time(at_s)} loads. Red: the highest load "
+            "expected until it is ready.",
+        )
         plt.close(figure)
     return figure

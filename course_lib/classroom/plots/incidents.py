@@ -1,13 +1,18 @@
 """Plots of an incident: the request's phases, and what the fleet's metrics said meanwhile."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from course_lib.classroom.incidents.records import Incident, TimeSeries
 from course_lib.classroom.plots.style import COLORS, REPLY_COLORS, STYLE, caption
+
+LOADING, IN_ROTATION = "#F0E442", "#009E73"  # replicas
 
 PHASE_COLORS = {
     "lost": "#CC79A7",
@@ -32,7 +37,9 @@ def plot_incident(incident: Incident, phases: Mapping[str, float]) -> Figure:
             4, 1, sharex=True, figsize=(8.4, 7.6), height_ratios=[0.7, 1.1, 1, 1]
         )
         _draw_phases(axes[0], phases)
-        axes[0].set_title(f"{incident.name}: TTFT {request.ttft_s:.3g} s, where it went")
+        axes[0].set_title(
+            f"{incident.name}: phases of the slow request, TTFT {request.ttft_s:.3g} s"
+        )
         _draw_lives(axes[1], incident)
         colors = dict(zip(incident.replicas, REPLY_COLORS * 3, strict=False))
         _draw_gauge(axes[2], incident, colors, "vllm:num_requests_waiting")
@@ -48,9 +55,8 @@ def plot_incident(incident: Incident, phases: Mapping[str, float]) -> Figure:
         axes[3].set_xlabel("time since the slow request arrived (s)")
         caption(
             figure,
-            "Shaded: the wait for the first token. Thick: the replica that answered. In the lives "
-            "of the replicas\nyellow is loading, green is in rotation; a triangle is a change that "
-            "the autoscaler asked for, up or down.",
+            "Shaded: the wait for the first token. Thick: the replica that answered. A triangle is "
+            "a change that\nthe autoscaler asked for, up or down.",
         )
         plt.close(figure)
     return figure
@@ -80,8 +86,8 @@ def _draw_lives(ax: Axes, incident: Incident) -> None:
         over_s = end_s if log.ended_s is None else log.ended_s
         ready_s = over_s if log.ready_s is None else log.ready_s
         for start_s, stop_s, color in (
-            (max(begin_s, log.started_s), ready_s, "#F0E442"),
-            (max(begin_s, ready_s), over_s, "#009E73"),
+            (max(begin_s, log.started_s), ready_s, LOADING),
+            (max(begin_s, ready_s), over_s, IN_ROTATION),
         ):
             if stop_s > start_s:
                 ax.barh(row, stop_s - start_s, left=start_s, height=height, color=color)
@@ -93,9 +99,23 @@ def _draw_lives(ax: Axes, incident: Incident) -> None:
         ax.plot(decision.time_s, rows - 0.2, "^" if up else "v", color="black", markersize=5)
     ax.set_yticks(range(rows), labels=list(incident.replicas))
     ax.set_ylim(-0.6, rows + 0.2)
-    ax.set_xlim(begin_s, end_s)
+    ax.set_xlim(begin_s, end_s + 0.02 * (end_s - begin_s))
     ax.grid(axis="y", visible=False)
-    ax.set_title("Lives of the replicas (x: reclaimed)")
+    ax.set_title("Lives of the replicas")
+    handles: list[Any] = [
+        Patch(color=LOADING, label="loading"),
+        Patch(color=IN_ROTATION, label="in rotation"),
+    ]
+    for marker, label, there in (
+        ("^", "autoscaler: up", any(d.wanted > d.current for d in incident.decisions)),
+        ("v", "autoscaler: down", any(d.wanted < d.current for d in incident.decisions)),
+        ("x", "reclaimed", any(r.end_reason == "reclaimed" for r in incident.replicas.values())),
+    ):
+        if there:
+            handles.append(Line2D([], [], marker=marker, color="black", ls="", label=label))
+    ax.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.05), fontsize=8, handlelength=1.2
+    )
 
 
 def _draw_gauge(ax: Axes, incident: Incident, colors: Mapping[str, str], name: str) -> None:

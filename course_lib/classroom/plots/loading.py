@@ -1,6 +1,7 @@
 """Plots of a cold start: its phases as a waterfall, and what it costs through a night."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -10,9 +11,14 @@ from matplotlib.ticker import PercentFormatter
 from course_lib.classroom.plots.style import COLORS, REPLY_COLORS, STYLE, caption
 from course_lib.classroom.plots.time_axis import duration, label_time_axis
 
-# Phases and starts that can still be read, and colours that can still be told apart.
+# Phases and starts that can still be read.
 _MOST_ROWS = 24
-_COLORS = (*REPLY_COLORS, COLORS["accent"], COLORS["queue"])
+
+# A phase has the same colour in every picture; those without one of their own take others in turn.
+_PHASE_COLORS = dict(
+    zip(("disk_read", "host_copy", "device_copy", "warm_up"), REPLY_COLORS, strict=False)
+)
+_OTHER_COLORS = (*REPLY_COLORS[4:], COLORS["accent"], COLORS["queue"], "#BBBBBB", "#666666")
 
 
 def plot_waterfall(
@@ -35,7 +41,8 @@ def plot_waterfall(
             f"draw 1 to {_MOST_ROWS} phases at once, of which one takes time; got {num_rows}"
         )
     names = list(dict.fromkeys(name for phases in starts.values() for name in phases))
-    colors = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(names)}
+    others = [name for name in names if name not in _PHASE_COLORS]
+    colors = _PHASE_COLORS | dict(zip(others, cycle(_OTHER_COLORS), strict=False))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(starts), 1, sharex=True, squeeze=False,
@@ -106,6 +113,10 @@ def plot_night_cost(
         ax.set_ylabel("price of the night,\nstaying is 100 %")
         ax.set_title(title)
         ax.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
-        caption(figure, "Below the dashed line coming when called is cheaper, above it staying.")
+        caption(
+            figure,
+            "The horizontal axis is logarithmic. Below the dashed line coming when called is "
+            "cheaper, above it staying.",
+        )
         plt.close(figure)
     return figure

@@ -37,7 +37,7 @@ COUNTS = {
     "replicas started": ("starts", "{:,.0f}"),
     "reversals": ("reversals", "{:,.0f}"),
     "queue-seconds": ("queue_s", "{:,.0f}"),
-    "dollars": ("usd", "{:,.2f}"),
+    "USD": ("usd", "{:,.2f}"),
 }
 
 
@@ -86,8 +86,8 @@ def plot_policies(
         figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=13)
         caption(
             figure,
-            "A reversal is a change of the number of replicas against the one before. "
-            "Queue-seconds are those that all\nrequests waited, added up.",
+            "A reversal is a change up after one down, or down after one up. Queue-seconds are\n"
+            "the seconds that all requests waited, added up. Bars have the colours of the lines.",
         )
         plt.close(figure)
     return figure

@@ -101,7 +101,7 @@ def plot_plan(needs: Mapping[str, GpuRequirements], model: str, gpu: Gpu, title:
         caption(
             figure,
             "Counted by memory alone. Framed: the plan of the bar below it. "
-            f"Dashed: {gpu.usable_gb:g} GB,\nwhat is usable of one {gpu.name}, once for each.",
+            f"Dashed: usable memory,\n{gpu.usable_gb:g} GB for each {gpu.name}.",
         )
         plt.close(figure)
     return figure
@@ -118,7 +118,7 @@ def _draw_memory(ax: Axes, needs: GpuRequirements, gpu: Gpu, title: str) -> None
         left += size_gb
     _draw_capacity(ax, gpu, needed)
     ax.set_title(f"{title}: {_gb(left)}, {needed} x {gpu.name}")
-    ax.set_xlabel("GB")
+    ax.set_xlabel("memory (GB)")
     ax.set_xlim(0, 1.03 * max(left, needed * gpu.usable_gb))
     ax.set_ylim(-0.5, 0.9)
     ax.set_yticks([])
@@ -173,7 +173,7 @@ def plot_context_growth(
         ax.set_xlim(context_lens[0], context_lens[-1])
         ax.set_title(title)
         ax.set_xlabel("tokens of each conversation (K: 1024)")
-        ax.set_ylabel("GB")
+        ax.set_ylabel("memory (GB)")
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         figure.legend(loc="outside upper right", ncols=3)
         caption(

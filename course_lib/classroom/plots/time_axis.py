@@ -1,4 +1,4 @@
-"""A time axis that counts in what a reader would: seconds, minutes, the hour of the day, or days.
+"""A time axis that counts in what a reader would: seconds, minutes, the time of day, or days.
 
 Data stays in seconds; only ticks and labels change.
 """
@@ -37,7 +37,7 @@ def label_time_axis(ax: Axes, start_s: float, end_s: float, label: str = "time")
     ax.set_xlim(start_s, end_s)
     ax.xaxis.set_major_locator(MultipleLocator(step_s))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda at_s, _: write(at_s)))
-    ax.set_xlabel(unit if unit == "hour of the day" else f"{label} ({unit})")
+    ax.set_xlabel(unit if unit == "time of day" else f"{label} ({unit})")
 
 
 def _unit(end_s: float, is_clock: bool) -> tuple[str, Callable[[float], str]]:
@@ -46,7 +46,7 @@ def _unit(end_s: float, is_clock: bool) -> tuple[str, Callable[[float], str]]:
     if end_s <= 3 * HOUR_S:
         return "min", lambda at_s: f"{at_s / MINUTE_S:g}"
     if is_clock and end_s <= 2 * DAY_S:
-        return "hour of the day", clock_time
+        return "time of day", clock_time
     if end_s <= 2 * DAY_S:
         return "h", lambda at_s: f"{at_s / HOUR_S:g}"
     return "days", lambda at_s: f"{at_s / DAY_S:g}"

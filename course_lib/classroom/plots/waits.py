@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from course_lib.classroom.plots.fleet import STATE_COLORS
 from course_lib.classroom.plots.style import COLORS, STYLE, caption
-from course_lib.classroom.plots.time_axis import clock_time, duration, label_time_axis
+from course_lib.classroom.plots.time_axis import HOUR_S, clock_time, duration, label_time_axis
 from course_lib.fleet.results import SimulationResult
 
 #: Phases of a cold start: shades of the colour that loading has, in their order.
@@ -140,7 +140,7 @@ def plot_cold_starts(
     _check_rows(rows, "cold starts")
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(8.4, 1.7 + 0.34 * len(rows)))
-        end_s = 1.12 * max(spans[-1].end_s for spans in rows.values())
+        end_s = 1.18 * max(spans[-1].end_s for spans in rows.values())
         for row, spans in enumerate(rows.values()):
             _draw_bars(ax, row, spans, COLD_START_COLORS, end_s)
             ready_s = spans[-1].end_s
@@ -151,7 +151,11 @@ def plot_cold_starts(
         _phase_legend(figure, COLD_START_COLORS | {"ready": STATE_COLORS["ready"]})
         left_out = len(found) - len(rows)
         more = f" {left_out} later ones are not drawn." if left_out else ""
-        caption(figure, f"In white: the time until the replica is ready.{more}")
+        caption(
+            figure,
+            "One row is one start, with the time at which it was decided. In white: the time until "
+            f"the replica is ready.{more}",
+        )
         plt.close(figure)
     return figure
 
@@ -162,16 +166,13 @@ def _cold_starts(result: SimulationResult) -> dict[str, dict[str, float]]:
     if not set(columns) <= set(replicas.columns):
         return {}
     cold = replicas[replicas[columns].sum(axis=1) > 0].sort_values("started_s")
+    write = clock_time if cold.started_s.max() > 3 * HOUR_S else duration
     return {
-        f"{row['name']}, {_at(row.started_s)}": {
+        f"{row['name']}, at {write(row.started_s)}": {
             phase: float(row[f"{phase}_s"]) for phase in COLD_START_COLORS
         }
         for _, row in cold.iterrows()
     }
-
-
-def _at(started_s: float) -> str:
-    return clock_time(started_s) if started_s > 3 * 3600 else f"at {duration(started_s)}"
 
 
 def _check_rows(rows: Mapping[str, list[Span]], what: str) -> None:

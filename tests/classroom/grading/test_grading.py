@@ -1,6 +1,10 @@
 """Folders of submissions: wrong answers lose their own points, and a second run keeps the first."""
 
+import base64
 import importlib
+import shutil
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,6 +50,10 @@ def test_a_wrong_answer_loses_its_own_points_only(path: Path, tmp_path: Path) ->
             expected = "passed" if number % 2 == student else "wrong"
             assert mark.outcome == expected, (mark.exercise, mark.message)
             assert mark.points == (mark.out_of if expected == "passed" else 0)
+            drawn = mark.exercise in ("A1.2", "B2.3") and expected == "wrong"
+            assert drawn == base64.b64decode(mark.picture).startswith(b"\x89PNG")
+            page = (tmp_path / "out" / "feedback" / f"{student}.html").read_text()
+            assert not drawn or mark.picture in page
 
 
 def test_a_second_run_grades_what_changed_and_keeps_marks_by_hand(tmp_path: Path) -> None:
@@ -91,6 +99,32 @@ def test_without_walls_the_limits_hold_and_the_report_says_so(tmp_path: Path) ->
     assert "memory" in graded.rows[1].flags[0]
     page = (tmp_path / "out" / "overview.html").read_text()
     assert "Isolation: <b>limits only</b>" in page and "install bubblewrap" in page
+
+
+def has_network_namespaces() -> bool:
+    command = shutil.which("unshare")
+    arguments = ["--map-root-user", "--net", "--", "true"]
+    return command is not None and subprocess.run([command, *arguments]).returncode == 0
+
+
+@pytest.mark.skipif(not has_network_namespaces(), reason="needs unshare with user namespaces")
+def test_a_network_namespace_keeps_answers_from_the_network(tmp_path: Path) -> None:
+    """A server of this machine, which every process here could reach, is not there."""
+    assignment = instructor_notebook(tmp_path / "solutions" / "lab" / "one.ipynb", "A2.2")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        call = f"import socket\nsocket.create_connection(('127.0.0.1', {port}), timeout=5)\n"
+        for student, isolation in (("ada", "network namespace"), ("bo", "limits only")):
+            answers = {"A2.2": call + ALSO_RIGHT}
+            hand_in(tmp_path / student, student, assignment, submission(assignment, answers))
+            graded = grade(
+                tmp_path / student, tmp_path / f"out-{student}", tmp_path / "solutions",
+                isolation=isolation, show_progress=False,
+            )  # fmt: skip
+            reached = isolation == "limits only"
+            assert [row.points for row in graded.rows] == [1 if reached else 0]
+            page = (tmp_path / f"out-{student}" / "overview.html").read_text()
+            assert f"Isolation: <b>{isolation}</b>" in page
 
 
 def test_nothing_to_grade_is_said(tmp_path: Path) -> None:
