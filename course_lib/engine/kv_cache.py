@@ -8,6 +8,7 @@ has then belongs to the KV cache, as in vLLM.
 import math
 import mmap
 import os
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ def make_kv_cache(decoder: Decoder, num_blocks: int, block_size: int) -> list[La
         if weight.device.type == "cpu":  # where PyTorch would write the zeros, the system has them
             memory = mmap.mmap(-1, math.prod(shape) * weight.dtype.itemsize)
             if hasattr(mmap, "MADV_HUGEPAGE"):  # in large pieces, which are committed in less time
-                memory.madvise(mmap.MADV_HUGEPAGE)
+                with suppress(OSError):  # a kernel without them
+                    memory.madvise(mmap.MADV_HUGEPAGE)
             return torch.frombuffer(memory, dtype=weight.dtype).view(shape)
         return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
 
