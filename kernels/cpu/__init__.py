@@ -13,7 +13,7 @@ compare.
 import torch
 import torch.nn.functional as F
 
-from kernels.cpu.build import DTYPES, NotAvailableError, kernels, library
+from kernels.cpu.build import DTYPES, NotAvailableError, kernels, load_library
 
 
 def why_not(dtype: torch.dtype) -> str | None:
@@ -115,7 +115,7 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
         weight: `[out_features, in_features]`; for bfloat16 `in_features` is even.
     """
     out_features, in_features = weight.shape
-    columns = library().panel_columns()
+    columns = load_library().panel_columns()
     panels = weight.new_empty(-(-out_features // columns), in_features, columns)
     function = kernels()["pack", weight.dtype]
     function(weight.data_ptr(), panels.data_ptr(), in_features, out_features)
@@ -133,13 +133,7 @@ def linear(
         out_features: rows of the weight.
         bias: `[out_features]`.
     """
-    num_tokens, in_features = x.shape
-    out = x.new_empty(num_tokens, out_features)
-    kernels()["linear", x.dtype](
-        x.data_ptr(), panels.data_ptr(), _pointer(bias), out.data_ptr(),
-        num_tokens, in_features, out_features,
-    )  # fmt: skip
-    return out
+    return _product("linear", x, panels, out_features, bias)
 
 
 def gates_beside(gate_up: torch.Tensor) -> torch.Tensor:
@@ -149,7 +143,7 @@ def gates_beside(gate_up: torch.Tensor) -> torch.Tensor:
         gate_up: weights `[2 * out_features, in_features]` or biases `[2 * out_features]`, the gates
             first.
     """
-    half = library().panel_columns() // 2
+    half = load_library().panel_columns() // 2
     padding = [0, 0] * (gate_up.ndim - 1) + [0, -len(gate_up) // 2 % half]
     parts = [F.pad(part, padding).unflatten(0, (-1, half)) for part in gate_up.chunk(2)]
     return torch.cat(parts, dim=1).flatten(0, 1)
@@ -166,9 +160,15 @@ def gated_linear(
         out_features: rows of the gate.
         bias: from `gates_beside`.
     """
+    return _product("gated_linear", x, panels, out_features, bias)
+
+
+def _product(
+    name: str, x: torch.Tensor, panels: torch.Tensor, out_features: int, bias: torch.Tensor | None
+) -> torch.Tensor:
     num_tokens, in_features = x.shape
     out = x.new_empty(num_tokens, out_features)
-    kernels()["gated_linear", x.dtype](
+    kernels()[name, x.dtype](
         x.data_ptr(), panels.data_ptr(), _pointer(bias), out.data_ptr(),
         num_tokens, in_features, out_features,
     )  # fmt: skip

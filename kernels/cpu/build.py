@@ -45,7 +45,7 @@ class NotAvailableError(RuntimeError):
 
 
 @lru_cache(maxsize=1)
-def library() -> ctypes.CDLL:
+def load_library() -> ctypes.CDLL:
     """The compiled kernels.
 
     Raises:
@@ -68,12 +68,12 @@ def kernels() -> Mapping[tuple[str, torch.dtype], Callable[..., None]]:
     """Each kernel by its name and dtype.
 
     Raises:
-        NotAvailableError: as `library`.
+        NotAvailableError: as `load_library`.
     """
     found = {}
     for name, arguments in _ARGUMENTS.items():
         for dtype, suffix in DTYPES.items():
-            function = getattr(library(), f"{name}_{suffix}")
+            function = getattr(load_library(), f"{name}_{suffix}")
             function.argtypes, function.restype = arguments, None
             found[name, dtype] = function
     return found
@@ -108,10 +108,16 @@ def compile_to(path: Path, compiler: str) -> None:
                 _start([compiler, *FLAGS, "-c", str(source), "-o", str(target)])
                 for source, target in zip(SOURCES, objects, strict=True)
             ]
-            for process in tqdm(running, "compiling the CPU kernels, once", disable=None):
-                _finish(process)
+            # All of them end, also if one fails: the folder that they write to is removed then.
+            progress = tqdm(running, "compiling the CPU kernels, once", disable=None)
+            failures = [_last_words(process) for process in progress]
             made = Path(scratch) / path.name
-            _finish(_start([compiler, *FLAGS, "-shared", *map(str, objects), "-o", str(made)]))
+            if not any(failures):
+                link = [compiler, *FLAGS, "-shared", *map(str, objects), "-o", str(made)]
+                failures = [_last_words(_start(link))]
+            if any(failures):
+                words = next(filter(None, failures))
+                raise NotAvailableError(f"the compiler fails on the kernels: {words}")
             made.replace(path)
     except OSError as error:
         raise NotAvailableError(f"the kernels cannot be compiled to {path}: {error}") from None
@@ -123,10 +129,10 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def _finish(process: subprocess.Popen[str]) -> None:
+def _last_words(process: subprocess.Popen[str]) -> str:
+    """Of a compiler that failed; empty if it did not."""
     _, words = process.communicate()
-    if process.returncode:
-        raise NotAvailableError(f"the compiler fails on the kernels: {words[-500:]}")
+    return (words[-500:] or f"exit status {process.returncode}") if process.returncode else ""
 
 
 def _fingerprint(compiler: str) -> str:

@@ -1,7 +1,7 @@
 // Linear layers: the rows of `x`, one for each token, times a matrix that stays the same.
 //
-// The matrix is packed into panels once, after loading. A product reads each panel from memory once,
-// and for few rows its time is that of reading the weights.
+// The matrix is packed into panels once, after loading. A product reads each panel once for up to
+// CHUNK rows, and for few rows its time is that of reading the weights.
 
 #include "panels.h"
 
@@ -79,7 +79,7 @@ void gated_linear(const T *x, const T *packed, const T *bias, T *y, int64_t rows
     extern "C" void gated_linear_##suffix(const T *x, const T *packed,                   \
                                           const T *bias, T *y, int64_t rows, int64_t in, \
                                           int64_t out) {                                 \
-        gated_linear(x, packed, bias, y, rows, in, out);                                     \
+        gated_linear(x, packed, bias, y, rows, in, out);                                 \
     }
 
 EXPORT(float, float32)

@@ -115,8 +115,8 @@ inline vec sums_of(const vec *of) {
 }
 
 // exp by 2^x = 2^n * 2^f with |f| <= 1/2: n goes into the exponent's bits, 2^f is a polynomial.
-// Measured over its range, its error is at most 4e-6 of the value, and 5e-7 for |x| < 5. Below -87
-// it is 0.
+// Measured over its range, its error is at most 1.4e-6 of the value, and 2.8e-7 for |x| < 5. Below
+// -87 it is 0.
 inline vec exp(vec x) {
     const vec t = (x > 88.0f ? vec{} + 88.0f : x) * 1.44269504f;
     const vec shifted = t + 12582912.0f;  // 1.5 * 2^23: what it is added to loses its fraction

@@ -146,7 +146,7 @@ def test_rope_and_cache(
 
 def forget() -> None:
     """The library is looked for anew."""
-    build.library.cache_clear()
+    build.load_library.cache_clear()
     build.kernels.cache_clear()
 
 
@@ -202,16 +202,16 @@ def test_they_are_compiled_once(
     forgetful: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build.library()
+    build.load_library()
     [made] = (tmp_path / "gpu-serving-labs").iterdir()
     before = made.stat().st_mtime_ns
     forget()
-    build.library()
+    build.load_library()
     assert [made] == list((tmp_path / "gpu-serving-labs").iterdir())
     assert made.stat().st_mtime_ns == before
     forget()
     monkeypatch.setattr(build, "FLAGS", [*build.FLAGS, "-DANOTHER"])
-    build.library()
+    build.load_library()
     assert len(list((tmp_path / "gpu-serving-labs").iterdir())) == 2
 
 
@@ -239,7 +239,7 @@ def test_on_a_machine_with_other_vectors(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cpu.why_not(torch.float32) is None
     columns = {"x86-64": 16, "x86-64-v3": 16, "x86-64-v4": 64}
-    assert build.library().panel_columns() == columns[machine]
+    assert build.load_library().panel_columns() == columns[machine]
     for dtype in DTYPES:
         for head_dim in (64, 128, 20):
             for lens in ([(1, 300), (1, 5)], [(40, 3), (3, 250)]):

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from course_lib.classroom.checks import Exercise, Mismatch, compare
 from course_lib.classroom.plots.differences import plot_schedules
 from course_lib.classroom.stands import SchedulerStand, stand_beside
@@ -202,7 +200,9 @@ def _run_scenario(
         except Mismatch as mismatch:
             if isinstance(batch, dict):
                 prompts = {name: len(prompt) for name, (_, prompt, _) in arrivals.items()}
-                mismatch.picture = partial(_draw, history, shares, batch, prompts)
+                mismatch.picture = partial(
+                    plot_schedules, history, shares, _shares_in(batch), prompts
+                )
             raise
         history.append(shares)
         known = {account.name: account.known for account in oracle.running}
@@ -217,15 +217,6 @@ def _run_scenario(
                 f"{where}: expected {ended or 'nobody'} to end, got {got_ended or 'nobody'}",
                 "`update` is the base's: write `schedule` only.",
             )
-
-
-def _draw(
-    history: list[dict[str, tuple[int, int]]],
-    shares: dict[str, tuple[int, int]],
-    batch: dict[str, Any],
-    prompts: dict[str, int],
-) -> Figure:
-    return plot_schedules(history, shares, _shares_in(batch), prompts)
 
 
 def _shares_in(batch: dict[str, Any]) -> dict[str, tuple[int, int]]:

@@ -10,9 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from course_lib.classroom.incidents.records import Incident, TimeSeries
+from course_lib.classroom.plots.fleet import STATE_COLORS
 from course_lib.classroom.plots.style import COLORS, REPLY_COLORS, STYLE, caption
-
-LOADING, IN_ROTATION = "#F0E442", "#009E73"  # replicas
 
 PHASE_COLORS = {
     "lost": "#CC79A7",
@@ -86,8 +85,8 @@ def _draw_lives(ax: Axes, incident: Incident) -> None:
         over_s = end_s if log.ended_s is None else log.ended_s
         ready_s = over_s if log.ready_s is None else log.ready_s
         for start_s, stop_s, color in (
-            (max(begin_s, log.started_s), ready_s, LOADING),
-            (max(begin_s, ready_s), over_s, IN_ROTATION),
+            (max(begin_s, log.started_s), ready_s, STATE_COLORS["loading"]),
+            (max(begin_s, ready_s), over_s, STATE_COLORS["ready"]),
         ):
             if stop_s > start_s:
                 ax.barh(row, stop_s - start_s, left=start_s, height=height, color=color)
@@ -103,8 +102,8 @@ def _draw_lives(ax: Axes, incident: Incident) -> None:
     ax.grid(axis="y", visible=False)
     ax.set_title("Lives of the replicas")
     handles: list[Any] = [
-        Patch(color=LOADING, label="loading"),
-        Patch(color=IN_ROTATION, label="in rotation"),
+        Patch(color=STATE_COLORS["loading"], label="loading"),
+        Patch(color=STATE_COLORS["ready"], label="in rotation"),
     ]
     for marker, label, there in (
         ("^", "autoscaler: up", any(d.wanted > d.current for d in incident.decisions)),
