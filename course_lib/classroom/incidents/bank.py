@@ -81,6 +81,8 @@ def fresh(
 def record(source: str, cause: str, held_out: bool, count: int, each: int = 1) -> Iterator[Case]:
     """Make incidents of one cause; the same arguments give the same conditions.
 
+    Those for the engine are sized by its speed on this machine, so there they are alike only.
+
     Args:
         source: "simulator" or "engine".
         cause: one of `CAUSES`.
@@ -103,9 +105,9 @@ def _cases(source: str, cause: str, rng: random.Random, held_out: bool, count: i
             condition = make_condition(cause, rng, gpu.pace, held_out)
             run = run_simulated(condition, gpu.step_time, rng.getrandbits(32))
         else:
-            from course_lib.classroom.incidents.real import ENGINE, run_real  # needs PyTorch
+            from course_lib.classroom.incidents.real import engine_pace, run_real  # needs PyTorch
 
-            condition = make_condition(cause, rng, ENGINE, held_out)
+            condition = make_condition(cause, rng, engine_pace(), held_out)
             run = run_real(condition, rng.getrandbits(32))
         chosen = choose(condition, run, rng, count)
         if chosen:

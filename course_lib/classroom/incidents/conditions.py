@@ -1,6 +1,6 @@
 """Trouble for a fleet: for each cause a workload and a fleet in which it happens.
 
-    condition = make_condition("kv_exhaustion", rng, ENGINE, held_out=False)
+    condition = make_condition("kv_exhaustion", rng, engine_pace(), held_out=False)
 
 The same conditions are made for the simulator and for real engines, whose paces differ by a factor
 of ten, so all is sized by the pace: how long a step, a prompt, a whole reply takes. Held-out
