@@ -39,7 +39,7 @@ class EngineConfig:
         max_num_seqs: requests that may run at once.
         max_num_batched_tokens: tokens a step may compute.
         enable_prefix_caching: share the KV blocks of equal beginnings.
-        enforce_eager: no CUDA graphs; without a GPU there are none anyway.
+        enforce_eager: no CUDA graphs on a GPU, no recorded decode steps on a CPU.
         load_format: "auto", or "dummy" for random weights at the shape of `config.json`.
         attention_backend: "TRITON_ATTN", the default on a GPU; "CPU_ATTN", on a CPU where there is
             a C++ compiler; or "TORCH_SDPA", which runs anywhere.

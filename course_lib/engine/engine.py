@@ -8,6 +8,7 @@ prompt, and hands each completion's tokens to the detokenizer.
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,9 @@ class LLMEngine:
         self._seeds = random.Random(config.seed)
 
     def _load(self, files: dict[str, Path] | None) -> ModelRunner:
-        """Weights, random if there are no files; the KV cache in what they leave; CUDA graphs."""
+        """Weights, random without files; the KV cache in what they leave; recorded steps."""
         config, model = self.config, self.model_config
+        replayable = self.attention.graph_safe and not config.enforce_eager
         num_blocks = config.num_gpu_blocks_override
         if num_blocks is None and self.device.type == "cpu":
             num_blocks = self._num_blocks(cpu_kv_cache_bytes(config, model, self.dtype))
@@ -138,8 +140,8 @@ class LLMEngine:
                 fill_with_random_weights(decoder)
             else:
                 load_weights(decoder, files)
-            if self.attention.ops is CPU_OPS:
-                pack_weights(decoder)
+            if self.attention.ops is CPU_OPS and not pack_weights(decoder):
+                replayable = False  # PyTorch's products are not recorded
         with phase("kv_cache"):
             if num_blocks is None:
                 num_blocks = self._num_blocks(
@@ -148,9 +150,10 @@ class LLMEngine:
                 check_num_blocks(num_blocks, self.max_model_len, config.block_size)
             kv_cache = make_kv_cache(decoder, num_blocks, config.block_size)
             runner = ModelRunner(decoder, self.attention, kv_cache)
-        if self.device.type == "cuda" and self.attention.graph_safe and not config.enforce_eager:
-            with phase("cuda_graphs"):
-                runner.capture_graphs(config.max_num_seqs)
+        if replayable:
+            on_gpu = self.device.type == "cuda"
+            with phase("cuda_graphs") if on_gpu else nullcontext():
+                runner.record_decode_steps(config.max_num_seqs)
         return runner
 
     def _num_blocks(self, budget_bytes: int) -> int:

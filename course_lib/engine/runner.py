@@ -2,8 +2,8 @@
 
 `ModelRunner` is the `Executor` that owns the decoder and the KV cache tensors. All requests' tokens
 of a step, chunks of prompts and single decode tokens alike, go through the decoder as one flat
-sequence; the block tables tell attention what belongs together. A step of nothing but decodes runs
-as a CUDA graph where there are graphs. The host waits for the device only to read sampled tokens.
+sequence; the block tables tell attention what belongs together. A step of nothing but decodes is
+replayed where steps are recorded. The host waits for the device only to read sampled tokens.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import torch
 
 from course_lib.engine.batch import ScheduledBatch, ScheduledRequest, StepResult
 from course_lib.engine.block_pool import NULL_BLOCK
-from course_lib.engine.cuda_graphs import DecodeGraphs
+from course_lib.engine.decode_graphs import DecodeGraphs
 from course_lib.engine.outputs import LogprobsAtPosition
 from course_lib.engine.sampler import gather_logprobs, sample
 from course_lib.model.attention import AttentionBackend, AttentionMetadata
@@ -51,10 +51,13 @@ class ModelRunner:
         self.graphs: DecodeGraphs | None = None
 
     @torch.inference_mode()
-    def capture_graphs(self, max_num_seqs: int) -> None:
-        """Record the decode step for each batch size of the ladder."""
+    def record_decode_steps(self, max_num_seqs: int) -> None:
+        """Decode steps are replayed from now on, on a GPU as CUDA graphs, which are made here."""
         max_blocks = -(-len(self.decoder.rope) // self.block_size)
-        self.graphs = DecodeGraphs(self._forward, max_num_seqs, max_blocks, self.device)
+        if self.device.type == "cuda":
+            self.graphs = DecodeGraphs.on_gpu(self._forward, max_num_seqs, max_blocks, self.device)
+        else:
+            self.graphs = DecodeGraphs.on_cpu(self._forward, max_num_seqs, max_blocks)
 
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepResult:
@@ -91,8 +94,13 @@ class ModelRunner:
         self, entries: list[ScheduledRequest], inputs: HostInputs, rows: np.ndarray | None
     ) -> torch.Tensor:
         """Hidden states of the step's tokens, `[num_tokens, hidden_size]`, or of some `rows`."""
-        if self.graphs is not None and all(e.num_tokens == 1 and e.samples for e in entries):
-            return self.graphs.run(
+        graphs = self.graphs
+        if (
+            graphs is not None
+            and len(entries) <= graphs.max_size
+            and all(e.num_tokens == 1 and e.samples for e in entries)
+        ):
+            return graphs.run(
                 inputs.token_ids,
                 inputs.positions,
                 inputs.slot_mapping,

@@ -36,7 +36,7 @@ class AttentionBackend(ABC):
 
     name: str
     ops: Ops  # the decoder's other operations that go with it
-    graph_safe = False  # whether `attend` may be captured in a CUDA graph, with any plan's values
+    graph_safe = False  # whether `attend` may be recorded and replayed, with any plan's values
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -288,14 +288,15 @@ class FunctionAttention(AttentionBackend):
 class TritonAttention(FunctionAttention):
     """The course's kernels; without a GPU they run under Triton's interpreter."""
 
-    graph_safe = True
-
     def __init__(self, device: torch.device) -> None:
         super().__init__(launch_paged_attention, device, "TRITON_ATTN", TRITON_OPS)
+        self.graph_safe = device.type == "cuda"
 
 
 class CpuAttention(FunctionAttention):
     """The course's kernels for a CPU, compiled when they are first wanted."""
+
+    graph_safe = True
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(cpu.paged_attention, device, "CPU_ATTN", CPU_OPS)

@@ -213,6 +213,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.ops = ops
         with torch.device("meta"):  # no time is spent on random initial values
             self.model = DecoderStack(config, ops)
             self.lm_head: nn.Module | None = None  # if the embedding serves as head
@@ -235,7 +236,8 @@ class Decoder(nn.Module):
             kv_cache: one entry a layer.
             backend: computes attention; it has made the step's plan.
         """
-        x, residual = self.model.embed_tokens(step.token_ids), None
+        x = self.ops.embedding(step.token_ids, self.model.embed_tokens.weight)
+        residual = None
         last = self.model.layers[-1]
         for layer, cache in zip(self.model.layers, kv_cache, strict=True):
             rows = step.output_rows if layer is last else None

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from kernels import cpu
 from kernels.rms_norm import rms_norm, rms_norm_reference
@@ -17,16 +18,17 @@ from kernels.silu_and_mul import silu_and_mul, silu_and_mul_reference
 
 @dataclass(frozen=True)
 class Ops:
-    """Functions with the arguments of those in `kernels`."""
+    """Functions with the arguments of those in `kernels`, and PyTorch's `embedding`."""
 
+    embedding: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     rms_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     silu_and_mul: Callable[[torch.Tensor], torch.Tensor]
     rope_and_cache: Callable[..., torch.Tensor]
 
 
-TORCH_OPS = Ops(rms_norm_reference, silu_and_mul_reference, rope_and_cache_reference)
-TRITON_OPS = Ops(rms_norm, silu_and_mul, rope_and_cache)
-CPU_OPS = Ops(cpu.rms_norm, cpu.silu_and_mul, cpu.rope_and_cache)
+TORCH_OPS = Ops(F.embedding, rms_norm_reference, silu_and_mul_reference, rope_and_cache_reference)
+TRITON_OPS = Ops(F.embedding, rms_norm, silu_and_mul, rope_and_cache)
+CPU_OPS = Ops(cpu.embedding, cpu.rms_norm, cpu.silu_and_mul, cpu.rope_and_cache)
 
 
 def ops_for(device: torch.device) -> Ops:

@@ -54,14 +54,17 @@ class PackedMLP(nn.Module):
 
 
 @torch.inference_mode()
-def pack_weights(decoder: Decoder) -> None:
+def pack_weights(decoder: Decoder) -> bool:
     """Pack every linear layer, one after another, so that only one is there twice.
 
     A head that is tied to the embedding becomes a matrix of its own: the embedding is read by rows.
     Nothing is packed if a size is odd, which no published model has: bfloat16 goes in pairs.
+
+    Returns:
+        Whether they were packed.
     """
     if decoder.config.hidden_size % 2 or decoder.config.intermediate_size % 2:
-        return
+        return False
     layers: Any = decoder.model.layers
     for layer in layers:
         attention = layer.self_attn
@@ -70,3 +73,4 @@ def pack_weights(decoder: Decoder) -> None:
         layer.mlp = PackedMLP(layer.mlp)
     head: Any = decoder.lm_head or decoder.model.embed_tokens
     decoder.lm_head = PackedLinear(head.weight)
+    return True

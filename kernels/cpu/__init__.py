@@ -7,13 +7,14 @@ The `.cpp` files hold them, by the names of the Triton kernels, and `build` comp
 has no Triton counterpart, since a GPU's own library is as fast. The tensors must be on the CPU,
 contiguous, and all float32 or all bfloat16; shapes are those of `kernels.paged_attention` and its
 neighbours. Nothing is checked here: the engine builds its tensors right, and `tests/kernels`
-compare.
+compare. `recording` makes the same calls again without Python's work between them.
 """
 
 import torch
 import torch.nn.functional as F
 
 from kernels.cpu.build import DTYPES, NotAvailableError, kernels, load_library
+from kernels.cpu.recording import call
 
 
 def why_not(dtype: torch.dtype) -> str | None:
@@ -43,14 +44,9 @@ def paged_attention(
     out = torch.empty_like(q) if out is None else out
     num_heads, head_dim = q.shape[1:]
     block_size, num_kv_heads = k_cache.shape[1:3]
-    kernels()["paged_attention", q.dtype](
-        q.data_ptr(),
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
-        block_tables.data_ptr(),
-        context_lens.data_ptr(),
-        query_start_loc.data_ptr(),
-        out.data_ptr(),
+    call(
+        "paged_attention",
+        (q, k_cache, v_cache, block_tables, context_lens, query_start_loc, out),
         *block_tables.shape,
         num_heads,
         num_kv_heads,
@@ -68,10 +64,7 @@ def rms_norm(
     """See `kernels.rms_norm.rms_norm`."""
     out = torch.empty_like(x)
     total = x if residual is None else torch.empty_like(x)
-    kernels()["rms_norm", x.dtype](
-        x.data_ptr(), _pointer(residual), weight.data_ptr(), out.data_ptr(), total.data_ptr(),
-        *x.shape, eps,
-    )  # fmt: skip
+    call("rms_norm", (x, residual, weight, out, total), *x.shape, eps)
     return out, total
 
 
@@ -79,8 +72,7 @@ def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """See `kernels.silu_and_mul.silu_and_mul`."""
     num_tokens, width = gate_up.shape
     out = gate_up.new_empty(num_tokens, width // 2)
-    function = kernels()["silu_and_mul", gate_up.dtype]
-    function(gate_up.data_ptr(), out.data_ptr(), *out.shape)
+    call("silu_and_mul", (gate_up, out), *out.shape)
     return out
 
 
@@ -100,12 +92,28 @@ def rope_and_cache(
     num_tokens = qkv.shape[0]
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     q = qkv.new_empty(num_tokens, num_heads, head_dim)
-    kernels()["rope_and_cache", qkv.dtype](
-        qkv.data_ptr(), positions.data_ptr(), rope.data_ptr(), q.data_ptr(), k_cache.data_ptr(),
-        v_cache.data_ptr(), slot_mapping.data_ptr(), _pointer(q_norm), _pointer(k_norm), eps,
-        num_tokens, num_heads, num_kv_heads, head_dim,
-    )  # fmt: skip
+    call(
+        "rope_and_cache",
+        (qkv, positions, rope, q, k_cache, v_cache, slot_mapping, q_norm, k_norm),
+        eps,
+        num_tokens,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+    )
     return q
+
+
+def embedding(token_ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Rows of a matrix.
+
+    Args:
+        token_ids: `[num_tokens]` int64; not checked, a wrong one reads what is not the matrix.
+        weight: `[vocab_size, hidden_size]`.
+    """
+    out = weight.new_empty(len(token_ids), weight.shape[1])
+    call("embedding", (weight, token_ids, out), *out.shape)
+    return out
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
@@ -117,8 +125,7 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     out_features, in_features = weight.shape
     columns = load_library().panel_columns()
     panels = weight.new_empty(-(-out_features // columns), in_features, columns)
-    function = kernels()["pack", weight.dtype]
-    function(weight.data_ptr(), panels.data_ptr(), in_features, out_features)
+    call("pack", (weight, panels), in_features, out_features)
     return panels
 
 
@@ -168,12 +175,5 @@ def _product(
 ) -> torch.Tensor:
     num_tokens, in_features = x.shape
     out = x.new_empty(num_tokens, out_features)
-    kernels()[name, x.dtype](
-        x.data_ptr(), panels.data_ptr(), _pointer(bias), out.data_ptr(),
-        num_tokens, in_features, out_features,
-    )  # fmt: skip
+    call(name, (x, panels, bias, out), num_tokens, in_features, out_features)
     return out
-
-
-def _pointer(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -34,6 +34,7 @@ _ARGUMENTS = {
     "rms_norm": [_POINTER] * 5 + [_INT] * 2 + [_FLOAT],
     "silu_and_mul": [_POINTER] * 2 + [_INT] * 2,
     "rope_and_cache": [_POINTER] * 9 + [_FLOAT] + [_INT] * 4,
+    "embedding": [_POINTER] * 3 + [_INT] * 2,
     "pack": [_POINTER] * 2 + [_INT] * 2,
     "linear": [_POINTER] * 4 + [_INT] * 3,
     "gated_linear": [_POINTER] * 4 + [_INT] * 3,

@@ -102,6 +102,16 @@ def test_rms_norm(rows: int, size: int, add: bool, dtype: torch.dtype) -> None:
 
 @compiled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [1, 77, 128])
+def test_embedding(size: int, dtype: torch.dtype) -> None:
+    weight = randn(50, size, dtype=dtype)
+    token_ids = torch.tensor([49, 0, 7, 7, 0])
+    assert torch.equal(cpu.embedding(token_ids, weight), F.embedding(token_ids, weight))
+    assert cpu.embedding(token_ids[:0], weight).shape == (0, size)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_silu_and_mul(dtype: torch.dtype) -> None:
     gate_up = torch.cat([randn(33, 250, dtype=dtype) * 4, randn(33, 250, dtype=dtype, seed=1)], 1)
     gate_up[0, :6] = torch.tensor([0, -0.0, 87, -87, 300, -300], dtype=dtype)

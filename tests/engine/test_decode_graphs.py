@@ -1,7 +1,7 @@
 """Decode steps over kept tensors give what eager steps give.
 
-Without a GPU a graph is a function that runs again on the same tensors and overwrites its last
-result, as a graph would; on a GPU it is a real one.
+In the first tests a graph is a function that runs again on the same tensors and overwrites its last
+result, as a graph would. Then come those of the CPU, and at the end, on a GPU, CUDA graphs.
 """
 
 import random
@@ -14,13 +14,19 @@ import pytest
 import torch
 
 from course_lib import LLM, SamplingParams
-from course_lib.engine.cuda_graphs import DecodeGraphs, graph_sizes
+from course_lib.engine.decode_graphs import MAX_CPU_SIZE, DecodeGraphs, cuda_graph_sizes
 from course_lib.engine.runner import ModelRunner
 from course_lib.model.decoder import StepInputs
+from kernels import cpu
 from kernels.paged_attention import paged_attention_reference
 from tests.checkpoints import random_model, save
 
 CPU = torch.device("cpu")
+REASON = cpu.why_not(torch.float32)
+
+compiled = pytest.mark.skipif(
+    REASON is not None or torch.cuda.is_available(), reason=REASON or "is about engines on a CPU"
+)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +41,7 @@ CPU = torch.device("cpu")
     ],
 )
 def test_the_ladder_ends_at_the_largest_batch(max_num_seqs: int, sizes: list[int]) -> None:
-    assert graph_sizes(max_num_seqs) == sizes
+    assert cuda_graph_sizes(max_num_seqs) == sizes
 
 
 # One step.
@@ -65,8 +71,8 @@ class RecordedSteps:
 @pytest.fixture
 def recorded() -> tuple[RecordedSteps, DecodeGraphs]:
     forward = RecordedSteps()
-    graphs = DecodeGraphs(forward, 6, 3, CPU, capture=lambda run, pool: run)
-    assert graphs.sizes == [1, 2, 4, 6]
+    graphs = DecodeGraphs(forward, [1, 2, 4, 6], 3, CPU, capture=lambda run: run)
+
     return forward, graphs
 
 
@@ -125,7 +131,7 @@ def test_a_rung_always_reads_the_same_tensors(
 # The whole engine.
 
 
-def overwriting(run: Callable[[], torch.Tensor], _pool: Any) -> Callable[[], torch.Tensor]:
+def overwriting(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
     """Like a graph: what a run returned is overwritten by the next one."""
     result = run().clone()
 
@@ -144,7 +150,7 @@ def with_graphs(llm: LLM) -> list[int]:
     with torch.inference_mode():
         runner.graphs = DecodeGraphs(
             runner._forward,
-            llm.llm_engine.config.max_num_seqs,
+            cuda_graph_sizes(llm.llm_engine.config.max_num_seqs),
             max_blocks,
             runner.device,
             overwriting,
@@ -175,6 +181,9 @@ OPTIONS: dict[str, Any] = {
     "max_num_seqs": 7,
     "paged_attention": paged_attention_reference,
 }
+
+
+ON_CPU = {name: value for name, value in OPTIONS.items() if name != "paged_attention"}
 
 
 def some_prompts(lens: list[int]) -> list[list[int]]:
@@ -249,6 +258,50 @@ def test_the_null_block_is_all_that_padding_touches(checkpoint: Path) -> None:
         for want, got in zip(eager, replayed, strict=True):
             torch.testing.assert_close(got[1:], want[1:])
             assert got[0].any() and not want[0].any()
+
+
+# On a CPU with compiled kernels.
+
+
+@compiled
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "family", ["llama", "llama-biases", "qwen2", "qwen3", "mistral-sliding-window"]
+)
+def test_recorded_calls(family: str, dtype: str, tmp_path: Path) -> None:
+    """The tokens of eager steps, also while requests join and leave and are preempted."""
+    checkpoint = save(random_model(family, num_hidden_layers=2), tmp_path)
+    options: dict[str, Any] = {**ON_CPU, "dtype": dtype, "num_gpu_blocks_override": 41}
+    num_tokens = [4, 9, 12, 3, 26, 30, 8, 14, 8, 29, 20]
+    for changes in ({}, {"num_gpu_blocks_override": 13}, {"max_num_seqs": 3}):
+        eager = LLM(checkpoint, **{**options, **changes}, enforce_eager=True)
+        assert eager.llm_engine.executor.graphs is None
+        expected = generate(eager, num_tokens, temperature=0)
+        llm = LLM(checkpoint, **{**options, **changes})
+        assert generate(llm, num_tokens, temperature=0) == expected
+        assert generate(llm, num_tokens, temperature=0) == expected
+
+
+@compiled
+def test_small_batches_are_recorded_when_they_first_occur(checkpoint: Path) -> None:
+    llm = LLM(checkpoint, **{**ON_CPU, "max_num_seqs": 40})
+    graphs = llm.llm_engine.executor.graphs
+    assert list(graphs.sizes) == list(range(1, MAX_CPU_SIZE + 1)) and not graphs._replays
+    generate(llm, [5] * 3, temperature=0)
+    assert set(graphs._replays) == {3}
+    generate(llm, [5] * (MAX_CPU_SIZE + 1), temperature=0)
+    assert set(graphs._replays) == {3}
+
+
+@compiled
+def test_what_is_not_all_compiled_kernels_is_not_recorded(checkpoint: Path, tmp_path: Path) -> None:
+    for options in (
+        {"paged_attention": paged_attention_reference},
+        {"attention_backend": "TORCH_SDPA"},
+    ):
+        assert LLM(checkpoint, **ON_CPU, **options).llm_engine.executor.graphs is None
+    odd = save(random_model("llama", intermediate_size=33), tmp_path)
+    assert LLM(odd, **ON_CPU).llm_engine.executor.graphs is None
 
 
 # On a GPU.
