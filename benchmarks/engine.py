@@ -4,10 +4,11 @@
     python benchmarks/engine.py --device cuda --shape qwen3-0.6b
 
 Each engine runs in a process of its own (`peer.py`), in turn with the others, three rounds; what is
-printed are the medians and the ratios of this engine to each peer. On a CPU the models are the one
-that ships and two of random weights, each in float32 and bfloat16; the workloads are those of
-`workloads.py`. vLLM comes from `.venv-peers`, or from this environment if it is there. A peer that
-does not run is left out, with its last words.
+printed are the medians and the ratios of this engine to each peer. transformers is there twice, in
+static batches and with its continuous batching, which is slow on a CPU and runs in one round. On a
+CPU the models are the one that ships and two of random weights, each in float32 and bfloat16; the
+workloads are those of `workloads.py`. vLLM comes from `.venv-peers`, or from this environment if it
+is there. A peer that does not run is left out, with its last words.
 
 Rows that are recorded: `model`, `dtype`, `engine`, `version`, `rounds`; the medians `W1`, `W2` and
 `W3` (or `G` on a GPU) in output tokens/s, `ready_s` (process start to first token) and
@@ -43,7 +44,9 @@ from course_lib.data import DEFAULT_MODEL
 from course_lib.measurements import measured_here, save_measurement
 
 Row = dict[str, Any]
-ENGINES = ("ours", "vllm", "transformers")
+ENGINES = ("ours", "vllm", "transformers", "transformers-continuous")
+#: These take minutes a workload on a CPU, and take part in the first round only.
+SLOW = ("transformers-continuous",)
 SHIPPED = "merchant-chat"
 DTYPES = ("float32", "bfloat16")
 
@@ -113,10 +116,11 @@ def compare(
     groups = GROUPS[device]
     found: dict[str, dict[str, list[float]]] = {engine: defaultdict(list) for engine in engines}
     versions: dict[str, str] = {}
-    task = progress.add_task(f"{name} {dtype}", total=rounds * len(groups) * len(engines))
-    for _ in range(rounds):
+    processes = sum(1 if engine in SLOW else rounds for engine in engines) * len(groups)
+    task = progress.add_task(f"{name} {dtype}", total=processes)
+    for turn in range(rounds):
         for group in groups:
-            for engine in list(found):
+            for engine in [name for name in found if turn == 0 or name not in SLOW]:
                 progress.update(task, description=f"{name} {dtype}: {engine} {group}")
                 try:
                     result = run_peer(engine, folder, dtype, device, group)
@@ -137,7 +141,7 @@ def compare(
             "dtype": dtype,
             "engine": engine,
             "version": versions[engine],
-            "rounds": rounds,
+            "rounds": 1 if engine in SLOW else rounds,
             **{field: statistics.median(values) for field, values in fields.items()},
         }
         for engine, fields in found.items()

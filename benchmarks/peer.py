@@ -1,10 +1,11 @@
 """One engine in a process of its own, for `benchmarks/engine.py`: loads, runs, prints one line.
 
-    python benchmarks/peer.py ours|vllm|transformers FOLDER DTYPE cpu|cuda W1,W3
+    python benchmarks/peer.py ENGINE FOLDER DTYPE cpu|cuda W1,W3
 
-The line is JSON: `ready_s` from the start of the process to the first token, `peak_memory_gib` of
-the process, and for each workload its output tokens a second. It runs in the course's environment
-or in that of the peers, and imports only the engine that it is about.
+ENGINE is `ours`, `vllm`, `transformers` or `transformers-continuous`. The line is JSON: `ready_s`
+from the start of the process to the first token, `peak_memory_gib` of the process, and for each
+workload its output tokens a second. It runs in the course's environment or in that of the peers,
+and imports only the engine that it is about.
 """
 
 import json
@@ -24,6 +25,7 @@ from benchmarks.workloads import MAX_MODEL_LEN, Workload, version_of, workloads
 Generate = Callable[[list[list[int]], list[int]], Any]
 
 STATIC_BATCH = 16
+CONTINUOUS = {"page_size": 256, "num_blocks": 64, "max_batch_tokens": 512}
 
 
 def vllm_style(
@@ -121,10 +123,41 @@ def transformers(folder: str, dtype: str, device: str, shared_prefix: bool) -> G
     return generate
 
 
+def transformers_continuous(folder: str, dtype: str, device: str, shared_prefix: bool) -> Generate:
+    """Its continuous batching, which makes the batches itself.
+
+    On a CPU it attends to the whole KV cache in each step, so the cache is as small as the workload
+    allows; of what was tried, these settings were the fastest.
+    """
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    model = load_transformers(folder, dtype, device)
+    options: dict[str, Any] = {
+        "generation_config": GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
+        "continuous_batching_config": (
+            ContinuousBatchingConfig(**CONTINUOUS) if device == "cpu" else None
+        ),
+    }
+
+    def generate(prompts: list[list[int]], output_tokens: list[int]) -> None:
+        with model.continuous_batching_context_manager(**options) as manager:
+            for prompt, count in zip(prompts, output_tokens, strict=True):
+                manager.add_request(prompt, max_new_tokens=count)
+            left = len(prompts)
+            while left:
+                result = manager.get_result(timeout=1)
+                if result is None and not manager.is_running():
+                    raise RuntimeError("transformers' continuous batching has stopped")
+                left -= result is not None and result.is_finished()
+
+    return generate
+
+
 ENGINES: dict[str, Callable[[str, str, str, bool], Generate]] = {
     "ours": ours,
     "vllm": vllm,
     "transformers": transformers,
+    "transformers-continuous": transformers_continuous,
 }
 
 
@@ -155,11 +188,11 @@ def main(engine: str, folder: str, dtype: str, device: str, names: str) -> None:
     generate([[1, 2, 3]], [1])
     result: dict[str, Any] = {"ready_s": seconds_since_start()}
     for workload in todo:
-        if engine != "transformers":  # it keeps nothing from one batch to the next
+        if not engine.startswith("transformers"):  # it keeps nothing from one batch to the next
             rate(generate, workload.with_other_tokens(vocab_size))  # memory is touched, caches fill
         result[workload.name] = rate(generate, workload)
     result["peak_memory_gib"] = peak_memory_gib()
-    result["version"] = "" if engine == "ours" else version_of(engine)
+    result["version"] = "" if engine == "ours" else version_of(engine.split("-")[0])
     print(json.dumps(result), flush=True)
 
 
