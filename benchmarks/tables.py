@@ -9,7 +9,9 @@ from rich.table import Table
 
 def print_table(console: Console, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows of the same fields, three digits of each number."""
-    table = Table(*rows[0], title=title)
+    table = Table(title=title)
+    for field in rows[0]:
+        table.add_column(field, overflow="fold")  # in a narrow terminal names stay whole
     for row in rows:
         table.add_row(*(f"{c:.3g}" if isinstance(c, float) else str(c) for c in row.values()))
     console.print(table)
