@@ -116,11 +116,11 @@ def compare(
     groups = GROUPS[device]
     found: dict[str, dict[str, list[float]]] = {engine: defaultdict(list) for engine in engines}
     versions: dict[str, str] = {}
-    processes = sum(1 if engine in SLOW else rounds for engine in engines) * len(groups)
-    task = progress.add_task(f"{name} {dtype}", total=processes)
+    turns = {engine: 1 if engine in SLOW else rounds for engine in engines}
+    task = progress.add_task(f"{name} {dtype}", total=sum(turns.values()) * len(groups))
     for turn in range(rounds):
         for group in groups:
-            for engine in [name for name in found if turn == 0 or name not in SLOW]:
+            for engine in [peer for peer in found if turn < turns[peer]]:
                 progress.update(task, description=f"{name} {dtype}: {engine} {group}")
                 try:
                     result = run_peer(engine, folder, dtype, device, group)
@@ -141,7 +141,7 @@ def compare(
             "dtype": dtype,
             "engine": engine,
             "version": versions[engine],
-            "rounds": 1 if engine in SLOW else rounds,
+            "rounds": turns[engine],
             **{field: statistics.median(values) for field, values in fields.items()},
         }
         for engine, fields in found.items()

@@ -132,7 +132,7 @@ def copy_gb_s(device: str) -> float:
 def main(
     device: Annotated[str, typer.Option(help="cpu or cuda: must be what PyTorch finds.")] = "cpu",
     shape: Annotated[str | None, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = None,
-    eager: Annotated[bool, typer.Option(help="Without CUDA graphs.")] = False,
+    eager: Annotated[bool, typer.Option(help="Without recorded decode steps.")] = False,
     record: Annotated[bool, typer.Option(help="Write data/measurements/.")] = False,
 ) -> None:
     """Time the steps and print them."""

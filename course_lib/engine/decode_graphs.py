@@ -24,8 +24,8 @@ Forward = Callable[[StepInputs], torch.Tensor]
 #: same tensor.
 Capture = Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
 
-#: Largest batch that is recorded on a CPU. With more, computing takes so long that Python's work
-#: does not count, while each recording keeps the memory of all that the step computes.
+#: Largest batch that is recorded on a CPU. Python's work between the kernels counts less with each
+#: further request, while a recording keeps the memory of all that the step computes.
 MAX_CPU_SIZE = 8
 
 

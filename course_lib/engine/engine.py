@@ -8,7 +8,6 @@ prompt, and hands each completion's tokens to the detokenizer.
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,9 +150,7 @@ class LLMEngine:
             kv_cache = make_kv_cache(decoder, num_blocks, config.block_size)
             runner = ModelRunner(decoder, self.attention, kv_cache)
         if replayable:
-            on_gpu = self.device.type == "cuda"
-            with phase("cuda_graphs") if on_gpu else nullcontext():
-                runner.record_decode_steps(config.max_num_seqs)
+            runner.record_decode_steps(config.max_num_seqs)
         return runner
 
     def _num_blocks(self, budget_bytes: int) -> int:

@@ -17,6 +17,7 @@ from course_lib.engine.block_pool import NULL_BLOCK
 from course_lib.engine.decode_graphs import DecodeGraphs
 from course_lib.engine.outputs import LogprobsAtPosition
 from course_lib.engine.sampler import gather_logprobs, sample
+from course_lib.engine.startup import phase
 from course_lib.model.attention import AttentionBackend, AttentionMetadata
 from course_lib.model.decoder import Decoder, LayerCache, StepInputs
 
@@ -55,7 +56,10 @@ class ModelRunner:
         """Decode steps are replayed from now on, on a GPU as CUDA graphs, which are made here."""
         max_blocks = -(-len(self.decoder.rope) // self.block_size)
         if self.device.type == "cuda":
-            self.graphs = DecodeGraphs.on_gpu(self._forward, max_num_seqs, max_blocks, self.device)
+            with phase("cuda_graphs"):
+                self.graphs = DecodeGraphs.on_gpu(
+                    self._forward, max_num_seqs, max_blocks, self.device
+                )
         else:
             self.graphs = DecodeGraphs.on_cpu(self._forward, max_num_seqs, max_blocks)
 

@@ -15,11 +15,12 @@ import torch
 
 from kernels.cpu.build import kernels
 
-#: A kernel, and pointers and numbers to call it with.
-Call = tuple[Callable[..., None], tuple[int | float | None, ...]]
+#: A kernel, pointers and numbers to call it with, and the tensors that these point into, which must
+#: not be given back.
+Call = tuple[Callable[..., None], tuple[int | float | None, ...], object]
 
-#: What `record` listens to: the calls, and the tensors that they point into.
-_recording: ContextVar[tuple[list[Call], list[object]] | None] = ContextVar("calls", default=None)
+#: The calls of the recording that is going on in this thread, if there is one.
+_recording: ContextVar[list[Call] | None] = ContextVar("recording", default=None)
 
 
 def call(name: str, tensors: Sequence[torch.Tensor | None], *numbers: float) -> None:
@@ -28,11 +29,9 @@ def call(name: str, tensors: Sequence[torch.Tensor | None], *numbers: float) -> 
     function = kernels()[name, tensors[0].dtype]
     arguments = (*[None if t is None else t.data_ptr() for t in tensors], *numbers)
     function(*arguments)
-    recording = _recording.get()
-    if recording is not None:
-        calls, kept = recording
-        calls.append((function, arguments))
-        kept.append(tensors)
+    calls = _recording.get()
+    if calls is not None:
+        calls.append((function, arguments, tensors))
 
 
 def record(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
@@ -42,15 +41,14 @@ def record(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
     repeated. The function returns the same tensor each time, with other contents.
     """
     calls: list[Call] = []
-    kept: list[object] = []  # what the calls point into must not be given back
-    token = _recording.set((calls, kept))
+    token = _recording.set(calls)
     try:
         result = run()
     finally:
         _recording.reset(token)
 
-    def replay(_kept: object = kept) -> torch.Tensor:
-        for function, arguments in calls:
+    def replay() -> torch.Tensor:
+        for function, arguments, _ in calls:
             function(*arguments)
         return result
 

@@ -134,7 +134,8 @@ def test_without_the_fault_the_slow_request_is_fast() -> None:
 
 @pytest.mark.slow
 def test_real_engines_log_what_the_simulator_logs() -> None:
-    from course_lib.classroom.incidents.real import engine_pace, run_real
+    from course_lib.classroom.incidents.engine_pace import engine_pace
+    from course_lib.classroom.incidents.real import run_real
 
     rng = random.Random(2)
     condition = make_condition("slow_replica", rng, engine_pace(), False)

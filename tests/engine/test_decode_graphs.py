@@ -72,7 +72,6 @@ class RecordedSteps:
 def recorded() -> tuple[RecordedSteps, DecodeGraphs]:
     forward = RecordedSteps()
     graphs = DecodeGraphs(forward, [1, 2, 4, 6], 3, CPU, capture=lambda run: run)
-
     return forward, graphs
 
 
@@ -181,8 +180,6 @@ OPTIONS: dict[str, Any] = {
     "max_num_seqs": 7,
     "paged_attention": paged_attention_reference,
 }
-
-
 ON_CPU = {name: value for name, value in OPTIONS.items() if name != "paged_attention"}
 
 

@@ -81,7 +81,7 @@ def fresh(
 def record(source: str, cause: str, held_out: bool, count: int, each: int = 1) -> Iterator[Case]:
     """Make incidents of one cause; the same arguments give the same conditions.
 
-    Those for the engine are sized by its speed on this machine, so there they are alike only.
+    Those of the engine are sized by its speed on this machine, so they are similar, not the same.
 
     Args:
         source: "simulator" or "engine".
@@ -105,7 +105,9 @@ def _cases(source: str, cause: str, rng: random.Random, held_out: bool, count: i
             condition = make_condition(cause, rng, gpu.pace, held_out)
             run = run_simulated(condition, gpu.step_time, rng.getrandbits(32))
         else:
-            from course_lib.classroom.incidents.real import engine_pace, run_real  # needs PyTorch
+            # These need PyTorch.
+            from course_lib.classroom.incidents.engine_pace import engine_pace
+            from course_lib.classroom.incidents.real import run_real
 
             condition = make_condition(cause, rng, engine_pace(), held_out)
             run = run_real(condition, rng.getrandbits(32))

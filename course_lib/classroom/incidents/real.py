@@ -11,14 +11,11 @@ import itertools
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from course_lib.classroom.incidents.conditions import BLOCK_SIZE, Condition, Pace
+from course_lib.classroom.incidents.conditions import BLOCK_SIZE, Condition
+from course_lib.classroom.incidents.engine_pace import one_core
 from course_lib.classroom.incidents.records import (
     DecisionLog,
     FleetRun,
@@ -31,11 +28,8 @@ from course_lib.engine.config import EngineConfig
 from course_lib.engine.engine import LLMEngine
 from course_lib.engine.request import RequestMetrics
 from course_lib.engine.sampling_params import SamplingParams
-from course_lib.fleet.calibration import ComputingClock, calibrate
 from course_lib.traces.trace import TraceRequest, token_ids
 
-#: Tokens before the one that is decoded, in a typical request: these are read too.
-CONTEXT_TOKENS = 128
 #: Latencies of so many scrapes count in the fleet's p95.
 P95_SCRAPES = 4
 
@@ -358,46 +352,10 @@ class RealFleet:
         return recent[int(0.95 * (len(recent) - 1))] if recent else 0.0
 
 
-@cache
-def engine_pace() -> Pace:
-    """Of the model that ships, in float32 on one core of this machine: measured, once."""
-    seats = ((5, 6), (4, 8))
-    full = max(itertools.chain(*seats))
-    with _one_core():
-        engine = LLMEngine(
-            EngineConfig(
-                DEFAULT_MODEL, max_model_len=1024, block_size=BLOCK_SIZE, max_num_seqs=full
-            ),
-            clock=ComputingClock(),
-        )
-        measured = calibrate(engine, max_users=full, max_prompt_tokens=256).step_time
-    decode_s = measured.decode_request_s + CONTEXT_TOKENS * measured.context_token_s
-    return Pace(
-        step_s=measured.step_s,
-        decode_s=decode_s,
-        prefill_token_s=measured.prefill_token_s,
-        chat_tokens=(16, 48),
-        reply_tokens=(20, 36),
-        max_model_len=2200,
-        seats=seats,
-        long_tokens=((1500, 2000), (2400, 3200)),
-    )
-
-
 def run_real(condition: Condition, seed: int) -> FleetRun:
     """The condition on real engines, on one core."""
-    with _one_core():
+    with one_core():
         return RealFleet(condition, seed).run()
-
-
-@contextmanager
-def _one_core() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _mean(values: list[Any]) -> float:
